@@ -1,0 +1,172 @@
+package contracts
+
+import "time"
+
+// WebhookDecode is what `tidewaiter webhook decode` prints.
+type WebhookDecode struct {
+	Status int            `json:"status"` // what intake would answer
+	Events []WebhookEvent `json:"events"` // one an event of the body, in its order
+}
+
+// WebhookEvent is one decoded event. What the payload does not say is null.
+type WebhookEvent struct {
+	Action     string  `json:"action"` // "push", "delete" or "ignore"
+	Registry   *string `json:"registry"`
+	Repository *string `json:"repository"`
+	Tag        *string `json:"tag"`
+	Digest     *string `json:"digest"`
+	Reason     string  `json:"reason"`
+}
+
+// Scan is what `tidewaiter scan --output json` prints; `tidewaiter match`
+// prints the same without image and with packages that have no layers.
+type Scan struct {
+	Image     *ScanImage  `json:"image,omitempty"`
+	Platform  *Platform   `json:"platform,omitempty"`
+	Packages  []Package   `json:"packages"`
+	Findings  []Finding   `json:"findings"`
+	Lags      []Lag       `json:"lags,omitempty"`
+	Gaps      []Gap       `json:"gaps"`
+	Verdict   string      `json:"verdict"`
+	Reasons   []string    `json:"reasons,omitempty"`
+	Snapshot  SnapshotRef `json:"snapshot"`
+	Inventory string      `json:"inventory"`
+	Report    string      `json:"report"`
+}
+
+// ScanImage names what was scanned.
+type ScanImage struct {
+	Ref    string `json:"ref"` // as the user wrote it
+	Digest string `json:"digest"`
+}
+
+// Verification is what `tidewaiter verify` prints.
+type Verification struct {
+	Verified   bool                `json:"verified"`
+	Digest     string              `json:"digest"`
+	Statements []VerifiedStatement `json:"statements"`
+	Reason     string              `json:"reason,omitempty"` // why not
+}
+
+// VerifiedStatement is a statement whose signature holds.
+type VerifiedStatement struct {
+	PredicateType string     `json:"predicateType"`
+	Signer        string     `json:"signer"`
+	Time          time.Time  `json:"time"`
+	ValidUntil    *time.Time `json:"validUntil,omitempty"`
+	Sequence      int64      `json:"sequence"`
+	Verdict       string     `json:"verdict,omitempty"`
+}
+
+// Steps of the story that `tidewaiter demo` and `tidewaiter where` tell.
+const (
+	StepPushed       = "pushed"
+	StepPlanned      = "planned"
+	StepAnalyzed     = "analyzed"
+	StepDeduplicated = "deduplicated"
+	StepAssembled    = "assembled"
+	StepMatched      = "matched"
+	StepAttested     = "attested"
+	StepVerified     = "verified"
+	StepUnsupported  = "unsupported"
+	StepDeleted      = "deleted"
+	StepFailed       = "failed"
+	StepDone         = "done"
+)
+
+// TimelineEntry is one JSON line of `tidewaiter where` and of `tidewaiter demo`.
+type TimelineEntry struct {
+	Time      time.Time      `json:"time"`
+	Step      string         `json:"step"`
+	Subject   string         `json:"subject,omitempty"`
+	Service   string         `json:"service,omitempty"`
+	Message   string         `json:"message,omitempty"`
+	Registry  string         `json:"registry,omitempty"`
+	Image     string         `json:"image,omitempty"` // with digest
+	OK        *bool          `json:"ok,omitempty"`
+	PublicKey string         `json:"publicKey,omitempty"` // PEM
+	Details   map[string]any `json:"details,omitempty"`
+}
+
+// AdvisoriesBuild is what `tidewaiter advisories build` prints.
+type AdvisoriesBuild struct {
+	Snapshot   string         `json:"snapshot"` // digest of the file
+	Sequence   int64          `json:"sequence"`
+	Records    int            `json:"records"`   // advisories that can match
+	Withdrawn  int            `json:"withdrawn"` // advisories that never match
+	Ecosystems map[string]int `json:"ecosystems"`
+	Rejected   []Rejected     `json:"rejected"`
+	KEV        int            `json:"kev"`
+	EPSS       int            `json:"epss"`
+	Products   int            `json:"products"`
+}
+
+// Rejected is an input that could not be used.
+type Rejected struct {
+	File   string `json:"file"`
+	Reason string `json:"reason"`
+}
+
+// AdvisoriesStatus is what `tidewaiter advisories status` prints.
+type AdvisoriesStatus struct {
+	Snapshot   string         `json:"snapshot"`
+	Sequence   int64          `json:"sequence"`
+	Newest     time.Time      `json:"newest"` // newest modification among the advisories
+	AgeHours   float64        `json:"ageHours"`
+	Records    int            `json:"records"`
+	Ecosystems map[string]int `json:"ecosystems"`
+	KEV        int            `json:"kev"`
+	EPSS       int            `json:"epss"`
+	Products   int            `json:"products"`
+	Bytes      int64          `json:"bytes"`
+}
+
+// FleetReport is what `tidewaiter report` prints: the three figures of a fleet.
+type FleetReport struct {
+	Images        int           `json:"images"`          // current ones with a verdict
+	Vulnerable    int           `json:"vulnerable"`      // with at least one finding
+	ShareVuln     *float64      `json:"shareVulnerable"` // 0…1; null: no image yet
+	Outdated      int           `json:"outdated"`        // with server software or an OS behind its latest version
+	WithServers   int           `json:"withServers"`     // images in which lag could be measured
+	ShareOutdated *float64      `json:"shareOutdated"`   // of WithServers; null: none
+	Servers       []ServerLag   `json:"servers"`
+	Verdicts      VerdictCounts `json:"verdicts"`
+	Counts        Counts        `json:"counts"`
+	Open          int           `json:"openProblems"`
+	Unfinished    int           `json:"unfinished"` // images that have not reached an end
+}
+
+// VerdictCounts are images by verdict.
+type VerdictCounts struct {
+	Pass int `json:"pass"`
+	Warn int `json:"warn"`
+	Fail int `json:"fail"`
+}
+
+// ServerLag sums up one product over the fleet.
+type ServerLag struct {
+	Product   string   `json:"product"`
+	Images    int      `json:"images"`
+	Outdated  int      `json:"outdated"`
+	EOL       int      `json:"eol"`
+	Oldest    string   `json:"oldest"`
+	Latest    string   `json:"latest,omitempty"`
+	WorstDays *int     `json:"worstDays,omitempty"`
+	Versions  []string `json:"versions"`
+}
+
+// DeadLetter is one line of `tidewaiter dlq list --output json`.
+type DeadLetter struct {
+	ID        string    `json:"id"` // topic/partition/offset
+	Topic     string    `json:"topic"`
+	Service   string    `json:"service"`
+	Partition int       `json:"partition"`
+	Offset    int64     `json:"offset"`
+	Time      time.Time `json:"time"`
+	Reason    string    `json:"reason"`
+	Attempts  int       `json:"attempts"`
+	EventType string    `json:"eventType,omitempty"`
+	Subject   string    `json:"subject,omitempty"`
+	Origin    string    `json:"origin"` // topic/partition/offset it came from
+	Replayed  bool      `json:"replayed"`
+}

@@ -1,0 +1,3 @@
+package contracts
+
+import _ "github.com/santhosh-tekuri/jsonschema/v6"
