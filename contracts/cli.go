@@ -46,6 +46,14 @@ type Verification struct {
 	Digest     string              `json:"digest"`
 	Statements []VerifiedStatement `json:"statements"`
 	Reason     string              `json:"reason,omitempty"` // why not
+	// Ignored are the statements that count for nothing, beside those above.
+	Ignored []IgnoredStatement `json:"ignored,omitempty"`
+}
+
+// IgnoredStatement is an attached statement that could not be verified.
+type IgnoredStatement struct {
+	Digest string `json:"digest"` // of the referrer's manifest
+	Reason string `json:"reason"`
 }
 
 // VerifiedStatement is a statement whose signature holds.

@@ -309,13 +309,15 @@ type ImageMatched struct {
 	Inventory Blob        `json:"inventory"`
 	Report    Blob        `json:"report"` // a Report
 	Snapshot  SnapshotRef `json:"snapshot"`
-	MatchedAt time.Time   `json:"matchedAt"` // decides between two verdicts of equal sequence
-	Policy    string      `json:"policy"`    // digest of the policy
-	Verdict   string      `json:"verdict"`
-	Reasons   []string    `json:"reasons,omitempty"` // why not "pass", at most 20
-	Counts    Counts      `json:"counts"`
-	Packages  int         `json:"packages"`
-	Gaps      int         `json:"gaps"`
+	// SnapshotTime is the newest modification among the snapshot's advisories; absent: unknown.
+	SnapshotTime time.Time `json:"snapshotTime,omitzero"`
+	MatchedAt    time.Time `json:"matchedAt"` // decides between two verdicts of equal sequence
+	Policy       string    `json:"policy"`    // digest of the policy
+	Verdict      string    `json:"verdict"`
+	Reasons      []string  `json:"reasons,omitempty"` // why not "pass", at most 20
+	Counts       Counts    `json:"counts"`
+	Packages     int       `json:"packages"`
+	Gaps         int       `json:"gaps"`
 }
 
 // StatementRef is one statement attached to an image.
