@@ -1,15 +1,35 @@
 // Package store is the database: connections, migrations, the outbox that
 // makes handlers repeatable, and content-addressed blobs.
+//
+// Everything works on SQLite and on PostgreSQL. SQLite has one writer at a
+// time: all handles that this process opened on one file queue for it, in
+// order, so that none of them waits in SQLite's own busy loop. A write
+// transaction is serialisable on both, and is run again when the database
+// says that it could not be.
 package store
 
 import (
 	"context"
 	"database/sql"
 	"errors"
-	"io/fs"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
-	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/klauspost/compress/zstd"
+
+	_ "modernc.org/sqlite" // the driver named "sqlite"
+)
+
+// Values of DB.Dialect.
+const (
+	SQLite   = "sqlite"
+	Postgres = "postgres"
 )
 
 // ErrNotFound is returned for what is not stored.
@@ -18,52 +38,130 @@ var ErrNotFound = errors.New("not found")
 // ErrCorrupt is returned for a blob whose bytes do not have its digest.
 var ErrCorrupt = errors.New("stored content does not have its digest")
 
+const (
+	// busyTimeout is how long SQLite waits for another process's lock.
+	busyTimeout = 5 * time.Second
+	// sqliteConns bounds the connections of one handle; each has its own page cache.
+	sqliteConns = 8
+	// postgresConns bounds the connections of one handle.
+	postgresConns = 10
+	// walBytes is what SQLite's log is cut back to after a checkpoint.
+	walBytes = 64 << 20
+)
+
 // DB is the database of one service. Queries are written with $1, $2 …, which
-// both SQLite and PostgreSQL take.
+// both SQLite and PostgreSQL take. It is safe for concurrent use.
 type DB struct {
 	*sql.DB
-	Dialect string // "sqlite" or "postgres"
+	Dialect string // SQLite or Postgres
+
+	writer  *writer // nil on PostgreSQL
+	encoder *zstd.Encoder
+	decoder *zstd.Decoder
 }
 
-// Open opens sqlite:///path/to/file.db (created when absent) or postgres://….
-// It creates the tables that all services share (outbox, blobs).
-func Open(ctx context.Context, url string) (*DB, error) { return nil, nil }
-
-// Migrate brings the named service's tables up to date. files holds goose SQL
-// migrations named 00001_what.sql; a folder "postgres" or "sqlite" beside them
-// holds those that must differ. Versions are kept per service.
-func (db *DB) Migrate(ctx context.Context, service string, files fs.FS) error { return nil }
-
-// Tx runs work in one write transaction; it is retried when the database says
-// it is busy or cannot serialise. Outages are returned as they are; see IsUnavailable.
-func (db *DB) Tx(ctx context.Context, work func(tx *sql.Tx) error) error { return nil }
-
-// IsUnavailable says whether err means that the database cannot be reached or written to now.
-func IsUnavailable(err error) bool { return false }
-
-// Once runs apply for an input event at most once: what it writes through tx
-// and the events it returns are stored together, and a redelivered input gets
-// the stored events again. It fits bus.Handler. Errors of the database come
-// back marked bus.Unavailable.
-func (db *DB) Once(ctx context.Context, service string, in event.Event,
-	apply func(ctx context.Context, tx *sql.Tx) ([]event.Event, error)) ([]event.Event, error) {
-	return nil, nil
+// Open opens sqlite:///path/to/file.db (created when absent, with its folder)
+// or postgres://…. It creates the tables that all services share (outbox,
+// blobs). Errors hold no password. For a database that cannot be reached
+// IsUnavailable(err) is true.
+func Open(ctx context.Context, url string) (*DB, error) {
+	db, err := open(url)
+	if err != nil {
+		return nil, err
+	}
+	if err := db.Migrate(ctx, "store", sharedTables); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
 }
 
-// PruneOutbox forgets outputs of inputs older than age.
-func (db *DB) PruneOutbox(ctx context.Context, age time.Duration) (int64, error) { return 0, nil }
+func open(dsn string) (*DB, error) {
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault))
+	if err != nil {
+		return nil, fmt.Errorf("prepare zstd: %w", err)
+	}
+	decoder, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxBlob))
+	if err != nil {
+		return nil, fmt.Errorf("prepare zstd: %w", err)
+	}
+	db := &DB{encoder: encoder, decoder: decoder}
 
-// PutBlob stores content (zstd) and returns its digest. Storing again renews its age.
-func (db *DB) PutBlob(ctx context.Context, content []byte) (digest string, err error) { return "", nil }
+	scheme, rest, _ := strings.Cut(dsn, "://")
+	switch scheme {
+	case "sqlite":
+		err = db.openSQLite(rest)
+	case "postgres", "postgresql":
+		err = db.openPostgres(dsn)
+	default:
+		err = fmt.Errorf("database %q: want sqlite:///path/to/file.db or postgres://", scheme)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return db, nil
+}
 
-// Blob returns stored content, verified: ErrNotFound, ErrCorrupt.
-func (db *DB) Blob(ctx context.Context, digest string) ([]byte, error) { return nil, nil }
+func (db *DB) openSQLite(path string) error {
+	if path == "" || strings.ContainsAny(path, "?#") {
+		return fmt.Errorf("database file %q: want a path without ? and #", path)
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("database file: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return &unavailableError{fmt.Errorf("create the database's folder: %w", err)}
+	}
+	// SQLite would create the file readable by everybody; its log and index take the file's mode.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) // #nosec G304 -- the operator names the file
+	if err != nil {
+		return &unavailableError{fmt.Errorf("open the database: %w", err)}
+	}
+	if err := f.Close(); err != nil {
+		return &unavailableError{fmt.Errorf("open the database: %w", err)}
+	}
+	pragmas := url.Values{"_txlock": {"immediate"}, "_pragma": {
+		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
+		"journal_mode(WAL)",
+		"synchronous(NORMAL)", // a killed process loses nothing; a power cut at most the last transactions, never the file
+		"foreign_keys(1)",
+		fmt.Sprintf("journal_size_limit(%d)", walBytes),
+	}}
+	pool, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?"+pragmas.Encode())
+	if err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	pool.SetMaxOpenConns(sqliteConns)
+	pool.SetMaxIdleConns(sqliteConns)
+	db.DB, db.Dialect, db.writer = pool, SQLite, writerOf(path)
+	return nil
+}
 
-// HasBlob says whether content is stored.
-func (db *DB) HasBlob(ctx context.Context, digest string) (bool, error) { return false, nil }
+func (db *DB) openPostgres(dsn string) error {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return fmt.Errorf("database URL: %w", err) // pgx leaves the password out
+	}
+	db.DB, db.Dialect = stdlib.OpenDB(*cfg), Postgres
+	db.SetMaxOpenConns(postgresConns)
+	db.SetMaxIdleConns(postgresConns)
+	db.SetConnMaxIdleTime(5 * time.Minute)
+	return nil
+}
 
-// TouchBlobs renews the age of blobs that are still referred to.
-func (db *DB) TouchBlobs(ctx context.Context, digests ...string) error { return nil }
+// Close closes the connections. SQLite's log is folded into its file when the
+// last handle of the process closes.
+func (db *DB) Close() error {
+	db.writer.close()
+	db.decoder.Close()
+	return errors.Join(db.DB.Close(), db.encoder.Close())
+}
 
-// ExpireBlobs deletes blobs that were neither stored nor touched for age.
-func (db *DB) ExpireBlobs(ctx context.Context, age time.Duration) (int64, error) { return 0, nil }
+// Ping returns nil if the database answers.
+func (db *DB) Ping(ctx context.Context) error {
+	var one int
+	if err := db.QueryRowContext(ctx, "SELECT 1").Scan(&one); err != nil {
+		return fmt.Errorf("ping the database: %w", err)
+	}
+	return nil
+}
