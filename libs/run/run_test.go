@@ -1,0 +1,272 @@
+package run
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func env(pairs ...string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		for i := 0; i < len(pairs); i += 2 {
+			if pairs[i] == name {
+				return pairs[i+1], true
+			}
+		}
+		return "", false
+	}
+}
+
+func TestParseReportsEveryMistakeWithItsLine(t *testing.T) {
+	content := "kafka:\n  brokers: [a:9092]\n  brokerz: x\nkafak:\n  a: 1\nredis:\n  url: [1]\nhttp:\n  listen: 127.0.0.1:1\n"
+	_, err := Parse("c.yaml", []byte(content), env())
+	if !errors.Is(err, ErrConfig) {
+		t.Fatalf("got %v, want ErrConfig", err)
+	}
+	for _, want := range []string{"c.yaml:3:", "brokerz", "c.yaml:4:", `"kafak"`, "c.yaml:7:"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in:\n%v", want, err)
+		}
+	}
+}
+
+func TestParseRefusesWhatIsNoMapping(t *testing.T) {
+	for _, content := range []string{"- a\n", "just text\n", "a: b\n---\nc: d\n", "kafka: [\n", "\t\n:"} {
+		if _, err := Parse("c.yaml", []byte(content), env()); !errors.Is(err, ErrConfig) {
+			t.Errorf("%q: got %v, want ErrConfig", content, err)
+		}
+	}
+	for _, content := range []string{"", "# nothing\n", "kafka:\n"} {
+		if _, err := Parse("c.yaml", []byte(content), env()); err != nil {
+			t.Errorf("%q: %v", content, err)
+		}
+	}
+}
+
+func TestParseNeverShowsValues(t *testing.T) {
+	content := "kafka:\n  username: u\n  password: hunter2\n  nonsense: hunter3\n"
+	_, err := Parse("c.yaml", []byte(content), env())
+	if err == nil || strings.Contains(err.Error(), "hunter") {
+		t.Errorf("got %v, want an error without the values", err)
+	}
+}
+
+func TestEnvironmentGoesBeforeTheFile(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	content := "kafka:\n  brokers: [file:1]\n  passwordFile: " + secret + "\nredis:\n  url: redis://file\n  passwordEnv: REDIS_SECRET\n"
+	c, err := Parse("c.yaml", []byte(content), env("TIDEWAITER_KAFKA_BROKERS", "a:1,b:2", "REDIS_SECRET", "pw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(c.Kafka.Brokers, " "); got != "a:1 b:2" {
+		t.Errorf("brokers = %q", got)
+	}
+	if c.Kafka.Password != "s3cret" || c.Redis.Password != "pw" || c.Redis.URL != "redis://file" {
+		t.Errorf("kafka password %q, redis password %q, redis url %q", c.Kafka.Password, c.Redis.Password, c.Redis.URL)
+	}
+	if _, err := Parse("c.yaml", []byte(content), env()); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "REDIS_SECRET") {
+		t.Errorf("got %v, want an error that names REDIS_SECRET", err)
+	}
+}
+
+type section struct {
+	Name string `yaml:"name"`
+	Size int    `yaml:"size"`
+}
+
+func (s *section) Validate() error {
+	if s.Size < 1 {
+		return errors.New("size must be at least 1")
+	}
+	return nil
+}
+
+func TestSections(t *testing.T) {
+	c, err := Parse("c.yaml", []byte("planner:\n  name: p\n  size: 3\nmatcher:\n  size: 0\ncatalog:\n  sice: 1\n"), env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := section{Name: "default", Size: 1}
+	if err := c.CheckSection("planner", &got); err != nil || got != (section{"p", 3}) {
+		t.Errorf("planner = %+v, %v", got, err)
+	}
+	got = section{Name: "default", Size: 1}
+	if err := c.CheckSection("intake", &got); err != nil || got != (section{"default", 1}) {
+		t.Errorf("absent section = %+v, %v", got, err)
+	}
+	if err := c.CheckSection("matcher", &section{}); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "c.yaml:5") {
+		t.Errorf("got %v, want the section's line", err)
+	}
+	if err := c.CheckSection("catalog", &section{}); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "c.yaml:7") {
+		t.Errorf("got %v, want the key's line", err)
+	}
+}
+
+func TestWithMergesMapsAndReplacesTheRest(t *testing.T) {
+	c, err := Parse("c.yaml", []byte("kafka:\n  prefix: tw-\n  brokers: [old:1]\nplanner:\n  name: kept\n"), env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	merged, err := c.With(map[string]any{
+		"kafka":   map[string]any{"brokers": []string{"new:1"}},
+		"planner": map[string]any{"size": 7},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if merged.Kafka.Prefix != "tw-" || merged.Kafka.Brokers[0] != "new:1" {
+		t.Errorf("kafka = %+v", merged.Kafka)
+	}
+	var got section
+	if err := merged.CheckSection("planner", &got); err != nil || got != (section{"kept", 7}) {
+		t.Errorf("planner = %+v, %v", got, err)
+	}
+}
+
+func TestHealthListsWhatDoesNotWork(t *testing.T) {
+	h := NewHealth()
+	h.Set("a", nil)
+	ask := func() (int, string) {
+		w := httptest.NewRecorder()
+		Monitor(h, prometheus.NewRegistry()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+		return w.Code, w.Body.String()
+	}
+	if code, _ := ask(); code != http.StatusOK {
+		t.Errorf("ready: %d", code)
+	}
+	h.Set("b", errors.New("gone"))
+	h.Check("c", func() error { return errors.New("away") })
+	if code, body := ask(); code != http.StatusServiceUnavailable || body != "b: gone\nc: away\n" {
+		t.Errorf("not ready: %d %q", code, body)
+	}
+}
+
+func TestAllDrainsAndReportsTheFirstError(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	c, err := Parse("", nil, env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	started := make(chan struct{})
+	drained := false
+	go func() { <-started; cancel() }()
+	err = All(ctx, c, log, Named{"planner", func(ctx context.Context, _ *Env) error {
+		close(started)
+		<-ctx.Done()
+		drained = true
+		return nil
+	}})
+	if err != nil || !drained {
+		t.Errorf("stop: %v, drained %t", err, drained)
+	}
+
+	broken := errors.New("broken")
+	err = All(t.Context(), c, log,
+		Named{"planner", func(ctx context.Context, _ *Env) error { <-ctx.Done(); return nil }},
+		Named{"matcher", func(context.Context, *Env) error { return broken }})
+	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "matcher") {
+		t.Errorf("got %v, want matcher's error", err)
+	}
+
+	err = All(t.Context(), c, log, Named{"planner", func(context.Context, *Env) error { return nil }})
+	if err == nil {
+		t.Error("a service that ends by itself must be an error")
+	}
+}
+
+func TestServeLetsRequestsFinish(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	entered, release := make(chan struct{}), make(chan struct{})
+	address := make(chan string, 1)
+	e := &Env{Log: slog.New(slog.DiscardHandler)}
+	served := make(chan error, 1)
+	go func() {
+		served <- e.Serve(ctx, "127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			close(entered)
+			<-release
+			_, _ = io.WriteString(w, "done")
+		}), func(a string) { address <- a })
+	}()
+	answer := make(chan string, 1)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	url := "http://" + <-address
+	go func() {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		resp, err := client.Do(req)
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		answer <- string(b)
+	}()
+	<-entered
+	cancel()
+	close(release)
+	if got := <-answer; got != "done" {
+		t.Errorf("answer = %q", got)
+	}
+	if err := <-served; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+func TestRunExitCodes(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.yaml")
+	if err := os.WriteFile(bad, []byte("nope: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ok := func(ctx context.Context, _ *Env) error { <-ctx.Done(); return nil }
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, test := range []struct {
+		name    string
+		ctx     context.Context
+		service Service
+		args    []string
+		want    int
+	}{
+		{"stopped by a signal", stopped, ok, nil, ExitOK},
+		{"help", t.Context(), ok, []string{"-h"}, ExitOK},
+		{"unknown flag", t.Context(), ok, []string{"-x"}, ExitUsage},
+		{"bad configuration", t.Context(), ok, []string{"-config", bad}, ExitUsage},
+		{"missing configuration", t.Context(), ok, []string{"-config", bad + ".not"}, ExitUsage},
+		{"no brokers", t.Context(), func(_ context.Context, e *Env) error { _, err := e.Bus(); return err }, nil, ExitUsage},
+		{"broken", t.Context(), func(context.Context, *Env) error { return errors.New("x") }, nil, ExitUnavailable},
+	} {
+		var stderr bytes.Buffer
+		if got := run(test.ctx, "planner", test.service, test.args, &stderr); got != test.want {
+			t.Errorf("%s: exit code %d, want %d\n%s", test.name, got, test.want, stderr.String())
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("kafka:\n  brokers: [a]\n")
+	f.Add("- 1\n")
+	f.Add("registries:\n- host: x\n  plainHTTP: true\n")
+	f.Fuzz(func(t *testing.T, content string) {
+		if _, err := Parse("c.yaml", []byte(content), env()); err != nil && !errors.Is(err, ErrConfig) {
+			t.Errorf("%q: %v is not ErrConfig", content, err)
+		}
+	})
+}
