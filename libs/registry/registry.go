@@ -6,29 +6,24 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
-	"time"
+	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
 )
 
-// Errors. ErrThrottled and ErrUnavailable are worth another try later (see
-// RetryAt); the others are facts about the repository.
-var (
-	ErrNotConfigured  = errors.New("registry is not configured")
-	ErrForbiddenHost  = errors.New("connection is not allowed")
-	ErrNotFound       = errors.New("not found in registry")
-	ErrUnauthorized   = errors.New("registry refused the credentials")
-	ErrDigestMismatch = errors.New("content does not have its digest")
-	ErrThrottled      = errors.New("registry asks to slow down")
-	ErrUnavailable    = errors.New("registry is unavailable")
-	ErrTooLarge       = errors.New("larger than allowed")
+// Limits of what is read.
+const (
+	// MaxManifestBytes bounds a manifest, an index and a list of referrers
+	// (distribution-spec, "Pushing Manifests", asks registries for 4 MiB).
+	MaxManifestBytes = 4 << 20
+	// MaxNesting bounds how deep indexes stand in indexes.
+	MaxNesting = 3
 )
-
-// RetryAt says whether err is worth another try and when (Retry-After is
-// obeyed, with a minimum of backoff and some jitter).
-func RetryAt(err error, attempt int) (time.Time, bool) { return time.Time{}, false }
 
 // Host is one registry. YAML: an entry of "registries".
 type Host struct {
@@ -37,17 +32,38 @@ type Host struct {
 	PlainHTTP    bool     `yaml:"plainHTTP"`
 	Username     string   `yaml:"username"`
 	Password     string   `yaml:"-"`
-	PasswordFile string   `yaml:"passwordFile"`
+	PasswordFile string   `yaml:"passwordFile"` // read again when it changes
 	PasswordEnv  string   `yaml:"passwordEnv"`
-	CAFile       string   `yaml:"caFile"`
+	CAFile       string   `yaml:"caFile"`       // PEM, in addition to the system's
 	AllowPrivate bool     `yaml:"allowPrivate"` // token realms and redirects may lead to private addresses
 	Concurrency  int      `yaml:"concurrency"`  // requests at once; default 16
-	PathPrefixes []string `yaml:"pathPrefixes"`
+	PathPrefixes []string `yaml:"pathPrefixes"` // repositories that may be used; empty: all
 }
 
 // Ref names a manifest: by digest where that is set, else by tag.
 type Ref struct {
 	Registry, Repository, Tag, Digest string
+}
+
+// String returns registry/repository@digest or registry/repository:tag.
+func (r Ref) String() string {
+	name := r.Registry + "/" + r.Repository
+	if r.Digest != "" {
+		return name + "@" + r.Digest
+	}
+	return name + ":" + r.Tag
+}
+
+func (r Ref) validate() error {
+	switch {
+	case !contracts.ValidRepository(r.Repository):
+		return fmt.Errorf("repository %q: %w", r.Repository, ErrInvalidName)
+	case r.Digest != "" && !contracts.ValidDigest(r.Digest):
+		return fmt.Errorf("digest %q: %w", r.Digest, ErrInvalidName)
+	case r.Digest == "" && !contracts.ValidTag(r.Tag):
+		return fmt.Errorf("tag %q: %w", r.Tag, ErrInvalidName)
+	}
+	return nil
 }
 
 // Manifest is a manifest or index with its verified bytes.
@@ -57,75 +73,157 @@ type Manifest struct {
 }
 
 // Client reads from and writes to registries.
-type Client struct{}
+type Client struct {
+	hosts  map[string]*host
+	layout *layout // instead of hosts: one image on disk
+}
 
-// New returns a client for the given hosts and no others.
-func New(hosts []Host, log *slog.Logger) (*Client, error) { return nil, nil }
+// reader is what can be asked of a registry and of an image on disk alike.
+type reader interface {
+	resolve(ctx context.Context, r Ref) (ocispec.Descriptor, error)
+	manifest(ctx context.Context, r Ref) (Manifest, error)
+	hasBlob(ctx context.Context, r Ref) (bool, error)
+	blob(ctx context.Context, r Ref, size int64) (io.ReadCloser, error)
+	referrers(ctx context.Context, r Ref, artifactType string) (list []ocispec.Descriptor, api bool, err error)
+}
+
+// New returns a client for the given hosts and no others. Files that hosts
+// name (CA, password) must exist.
+func New(hosts []Host, log *slog.Logger) (*Client, error) {
+	c := &Client{hosts: make(map[string]*host, len(hosts))}
+	for _, cfg := range hosts {
+		h, err := newHost(cfg, log)
+		if err != nil {
+			return nil, fmt.Errorf("registry %q: %w", cfg.Name, err)
+		}
+		name := normalize(cfg.Name)
+		if c.hosts[name] != nil {
+			return nil, fmt.Errorf("registry %q is configured twice", cfg.Name)
+		}
+		c.hosts[name] = h
+	}
+	return c, nil
+}
+
+// Close ends idle connections and deletes what OpenArchive unpacked.
+func (c *Client) Close() error {
+	for _, h := range c.hosts {
+		h.base.CloseIdleConnections()
+	}
+	if c.layout != nil {
+		return c.layout.close()
+	}
+	return nil
+}
+
+// normalize maps the names that mean Docker Hub to the one in image names.
+func normalize(name string) string {
+	name = strings.ToLower(name)
+	switch name {
+	case "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	}
+	return name
+}
+
+// host returns the configured registry of a name, if the repository may be used.
+func (c *Client) host(registry, repository string) (*host, error) {
+	h := c.hosts[normalize(registry)]
+	if h == nil {
+		return nil, fmt.Errorf("registry %q: %w: add it under registries:", registry, ErrNotConfigured)
+	}
+	if !under(repository, h.cfg.PathPrefixes) {
+		return nil, fmt.Errorf("repository %s/%s: %w: it is outside of the registry's pathPrefixes", registry, repository, ErrNotConfigured)
+	}
+	return h, nil
+}
+
+// under says whether a repository is one of prefixes or below one.
+func under(repository string, prefixes []string) bool {
+	if len(prefixes) == 0 {
+		return true
+	}
+	for _, p := range prefixes {
+		p = strings.Trim(p, "/")
+		if p == "" || repository == p || strings.HasPrefix(repository, p+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// reader returns where r is read from, after checking r.
+func (c *Client) reader(r Ref) (reader, error) {
+	if err := r.validate(); err != nil {
+		return nil, err
+	}
+	if c.layout != nil {
+		return c.layout, nil
+	}
+	return c.host(r.Registry, r.Repository)
+}
 
 // Resolve asks (HEAD) what ref points at.
 func (c *Client) Resolve(ctx context.Context, ref Ref) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, nil
+	r, err := c.reader(ref)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return r.resolve(ctx, ref)
 }
 
-// Manifest fetches a manifest of at most 4 MiB and verifies its digest.
-func (c *Client) Manifest(ctx context.Context, ref Ref) (Manifest, error) { return Manifest{}, nil }
+// Manifest fetches a manifest of at most MaxManifestBytes and verifies its
+// digest. What is no manifest of a known kind is ErrUnknownManifest.
+func (c *Client) Manifest(ctx context.Context, ref Ref) (Manifest, error) {
+	r, err := c.reader(ref)
+	if err != nil {
+		return Manifest{}, err
+	}
+	return r.manifest(ctx, ref)
+}
 
 // HasBlob asks (HEAD) whether the repository has the blob.
 func (c *Client) HasBlob(ctx context.Context, registry, repository, digest string) (bool, error) {
-	return false, nil
+	ref := Ref{Registry: registry, Repository: repository, Digest: digest}
+	r, err := c.reader(ref)
+	if err != nil {
+		return false, err
+	}
+	return r.hasBlob(ctx, ref)
 }
 
-// Blob opens a blob. Its digest is verified at the end of the stream: Read
-// returns ErrDigestMismatch instead of io.EOF. Broken connections are resumed.
+// Blob opens a blob. Its digest and size (where not 0) are verified at the end
+// of the stream: Read returns ErrDigestMismatch instead of io.EOF, so a caller
+// must read to the end before it believes anything. Broken connections are
+// resumed; a connection that stalls or trickles is given up (ErrUnavailable).
+// The URLs of d are never followed.
 func (c *Client) Blob(ctx context.Context, registry, repository string, d ocispec.Descriptor) (io.ReadCloser, error) {
-	return nil, nil
+	ref := Ref{Registry: registry, Repository: repository, Digest: d.Digest.String()}
+	r, err := c.reader(ref)
+	if err != nil {
+		return nil, err
+	}
+	return r.blob(ctx, ref, d.Size)
 }
 
-// Referrers lists what refers to a manifest, through the referrers API or the
-// fallback tag; artifactType "" lists all.
-func (c *Client) Referrers(ctx context.Context, ref Ref, artifactType string) ([]ocispec.Descriptor, error) {
-	return nil, nil
-}
-
-// Artifact is content to attach to an image as a referrer (OCI 1.1).
-type Artifact struct {
-	Type        string // artifactType of the manifest
-	MediaType   string // of the content
-	Content     []byte
-	Annotations map[string]string
-}
-
-// Attach pushes an artifact as a referrer of subject and returns its
-// descriptor. Where the registry has no referrers API, the fallback tag is
-// updated; callers hold a lock per subject then. Pushing the same again is a no-op.
-func (c *Client) Attach(ctx context.Context, registry, repository string, subject ocispec.Descriptor, a Artifact) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, nil
-}
-
-// HasReferrersAPI says whether the registry answers the referrers API for the repository.
-func (c *Client) HasReferrersAPI(ctx context.Context, ref Ref) (bool, error) { return false, nil }
-
-// Detach deletes a referrer's manifest and repairs the fallback tag.
-func (c *Client) Detach(ctx context.Context, registry, repository string, subject, referrer ocispec.Descriptor) error {
-	return nil
-}
-
-// ArtifactContent returns the single layer of an artifact's manifest, at most limit bytes.
-func (c *Client) ArtifactContent(ctx context.Context, registry, repository, manifestDigest string, limit int64) (Artifact, error) {
-	return Artifact{}, nil
-}
-
-// PushBlob uploads a blob of known digest and size.
-func (c *Client) PushBlob(ctx context.Context, registry, repository string, d ocispec.Descriptor, content io.Reader) error {
-	return nil
-}
-
-// PushManifest uploads a manifest under its digest, and under tag too when that is set.
-func (c *Client) PushManifest(ctx context.Context, registry, repository, tag string, m Manifest) error {
-	return nil
-}
-
-// Copy copies an image with all platforms (not its referrers).
-func (c *Client) Copy(ctx context.Context, from, to Ref) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, nil
+// ReadBlob returns a whole blob of at most limit bytes, verified.
+func (c *Client) ReadBlob(ctx context.Context, registry, repository string, d ocispec.Descriptor, limit int64) (content []byte, err error) {
+	if d.Size > limit {
+		return nil, fmt.Errorf("blob %s of %d bytes, allowed are %d: %w", d.Digest, d.Size, limit, ErrTooLarge)
+	}
+	ctx, cancel := context.WithTimeout(ctx, smallTimeout)
+	defer cancel()
+	rc, err := c.Blob(ctx, registry, repository, d)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rc.Close()) }()
+	content, err = io.ReadAll(io.LimitReader(rc, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read blob %s/%s@%s: %w", registry, repository, d.Digest, err)
+	}
+	if int64(len(content)) > limit {
+		return nil, fmt.Errorf("blob %s, allowed are %d bytes: %w", d.Digest, limit, ErrTooLarge)
+	}
+	return content, nil
 }
