@@ -1,0 +1,266 @@
+// Package hook decodes what registries send when something was pushed or
+// deleted. It is pure: no connection is made and nothing of a payload is
+// followed. There is one file a kind of sender and one row a kind in kinds.go.
+package hook
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+)
+
+// ErrUnreadable is returned for a body that is not what its kind sends.
+var ErrUnreadable = errors.New("body is not readable")
+
+// ErrUnknownKind is returned for a kind that has no decoder.
+var ErrUnknownKind = errors.New("unknown kind of source")
+
+// MaxEvents bounds the events of one body; a body with more is unreadable.
+const MaxEvents = 1000
+
+// Bounds of what is copied out of a payload as it stands.
+const (
+	maxActor      = 256
+	maxDeliveryID = 128
+	maxMediaType  = 255
+)
+
+// Action says what an event means for us.
+type Action string
+
+// The three actions.
+const (
+	Push   Action = "push"
+	Delete Action = "delete"
+	Ignore Action = "ignore"
+)
+
+// Request is one authenticated call of a sender.
+type Request struct {
+	Header http.Header
+	Body   []byte
+	// Registry is the host (and port) that the source is bound to. It goes
+	// before whatever host the payload names; empty: the payload's host counts.
+	Registry string
+}
+
+// Event is one event of a body. A field that the payload does not say, or says
+// in a form that cannot be right, is empty.
+type Event struct {
+	Action     Action
+	Registry   string // host[:port]
+	Repository string
+	Tag        string
+	Digest     string // sha256 only; another one is left out, so that the tag is resolved
+	MediaType  string // of the manifest
+	Actor      string
+	Time       time.Time // by the sender's clock
+	DeliveryID string    // the sender's id of the event, or a hash of it
+	Reason     string    // why this action, in words
+	// Hint says of an ignored push why it looks like no image. Such a push still
+	// goes to planner, which reads the manifest and decides. Empty: an ignored
+	// event ends here.
+	Hint string
+	// Bad says why this one event of the body cannot be read. Empty: it can.
+	Bad string
+}
+
+// Publishable says whether the event goes on to planner, and if it should but
+// lacks what planner needs, what that is.
+func (e Event) Publishable() (ok bool, missing string) {
+	if e.Bad != "" || (e.Action == Ignore && e.Hint == "") {
+		return false, ""
+	}
+	switch {
+	case e.Registry == "":
+		return false, "no registry is named"
+	case e.Repository == "":
+		return false, "no repository is named"
+	case e.Action != Delete && e.Tag == "" && e.Digest == "":
+		return false, "neither a tag nor a digest is named"
+	}
+	return true, ""
+}
+
+// Subject returns registry/repository[:tag][@digest] as far as it is known.
+func (e Event) Subject() string {
+	s := e.Registry + "/" + e.Repository
+	if e.Tag != "" {
+		s += ":" + e.Tag
+	}
+	if e.Digest != "" {
+		s += "@" + e.Digest
+	}
+	return s
+}
+
+// Contract returns the event as `tidewaiter webhook decode` prints it.
+func (e Event) Contract() contracts.WebhookEvent {
+	return contracts.WebhookEvent{
+		Action:     string(e.Action),
+		Registry:   pointer(e.Registry),
+		Repository: pointer(e.Repository),
+		Tag:        pointer(e.Tag),
+		Digest:     pointer(e.Digest),
+		Reason:     e.Reason,
+	}
+}
+
+func pointer(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// Decode reads a body as the named kind sends it and returns one Event for
+// each event in it, in its order; none for handshakes and test calls without
+// content. Errors: ErrUnknownKind, and ErrUnreadable when no event can be told
+// from another. An unreadable event among readable ones is returned with Bad set.
+func Decode(kind string, req Request) ([]Event, error) {
+	k, ok := Find(kind)
+	if !ok {
+		return nil, fmt.Errorf("%q: %w", kind, ErrUnknownKind)
+	}
+	events, err := k.decode(req)
+	if err != nil {
+		return nil, fmt.Errorf("decode %s: %w", kind, err)
+	}
+	if len(events) > MaxEvents {
+		return nil, fmt.Errorf("decode %s: %d events, more than %d: %w", kind, len(events), MaxEvents, ErrUnreadable)
+	}
+	return events, nil
+}
+
+// signatureTag are the tags under which signatures, attestations and SBOMs
+// stand (cosign), and the bare one of the referrers fallback index
+// (distribution-spec, "Referrers Tag Schema").
+var signatureTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?$`)
+
+// finish brings an event into shape after a decoder has filled in what the
+// payload says: it binds the source's registry, drops what cannot be right and
+// recognises tags that signatures use. raw is what the event was read from.
+func (e Event) finish(req Request, raw []byte) Event {
+	e.Registry = hostOf(e.Registry)
+	if req.Registry != "" {
+		e.Registry = req.Registry
+	}
+	if !contracts.ValidRepository(e.Repository) {
+		e.Repository = ""
+	}
+	if contracts.ValidDigest(e.Tag) { // some senders repeat the digest where there is no tag
+		if e.Digest == "" {
+			e.Digest = e.Tag
+		}
+		e.Tag = ""
+	}
+	if !contracts.ValidTag(e.Tag) {
+		e.Tag = ""
+	}
+	if !contracts.ValidDigest(e.Digest) {
+		e.Digest = ""
+	}
+	e.MediaType = clean(e.MediaType, maxMediaType)
+	e.Actor = clean(e.Actor, maxActor)
+	if e.DeliveryID == "" || e.DeliveryID != clean(e.DeliveryID, maxDeliveryID) {
+		sum := sha256.Sum256(raw)
+		e.DeliveryID = hex.EncodeToString(sum[:])
+	}
+	if e.Action == Push && signatureTag.MatchString(e.Tag) {
+		return e.notAnImage("the tag is one that signatures and attestations use")
+	}
+	return e
+}
+
+// notAnImage turns a push into one that planner decides about.
+func (e Event) notAnImage(why string) Event {
+	e.Action, e.Reason, e.Hint = Ignore, why, why
+	return e
+}
+
+// ignored returns the event as one that ends here.
+func (e Event) ignored(why string) Event {
+	e.Action, e.Reason, e.Hint = Ignore, why, ""
+	return e
+}
+
+// bad returns the event of a part of the body that cannot be read.
+func bad(why string) Event {
+	return Event{Action: Ignore, Reason: why, Bad: why}
+}
+
+// clean cuts s to at most limit bytes of valid UTF-8 without control characters.
+func clean(s string, limit int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
+	for len(s) > limit {
+		_, size := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-size]
+	}
+	return s
+}
+
+// hostOf returns the host[:port] in a host name or URL, "" where there is none.
+func hostOf(s string) string {
+	if strings.Contains(s, "://") {
+		u, err := url.Parse(s)
+		if err != nil {
+			return ""
+		}
+		s = u.Host
+	}
+	s, _, _ = strings.Cut(s, "/")
+	if !contracts.ValidRegistry(s) {
+		return ""
+	}
+	return s
+}
+
+// parseTime reads RFC 3339; anything else is "not said".
+func parseTime(s string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// decodeJSON reads one JSON value and nothing behind it. Its errors do not
+// quote the input, which may hold a secret.
+func decodeJSON(b []byte, into any) error {
+	err := json.Unmarshal(b, into)
+	if err == nil {
+		return nil
+	}
+	var syntax *json.SyntaxError
+	var mismatch *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return fmt.Errorf("not JSON at byte %d: %w", syntax.Offset, ErrUnreadable)
+	case errors.As(err, &mismatch):
+		return fmt.Errorf("field %q holds a JSON %s: %w", clean(mismatch.Field, 64), jsonKind(mismatch.Value), ErrUnreadable)
+	default:
+		return fmt.Errorf("not the expected JSON: %w", ErrUnreadable)
+	}
+}
+
+// jsonKind keeps the kind of a mismatched value and drops the value that
+// encoding/json appends to it for numbers.
+func jsonKind(v string) string {
+	kind, _, _ := strings.Cut(v, " ")
+	return kind
+}
