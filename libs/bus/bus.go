@@ -1,114 +1,428 @@
 // Package bus carries CloudEvents over Kafka. It is the only package that
 // imports kafka-go.
+//
+// Delivery is at least once: outputs are stored before their input is
+// committed, and only the contiguous prefix of a partition is committed.
 package bus
 
 import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
+	"sort"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/cloudevents/sdk-go/v2/types"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/sasl/scram"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
 )
 
-// Handler does the work for one event and returns the events it caused.
-//
-//	nil error        out is sent, then in is committed
-//	Permanent(err)   in goes to the dead letters, then is committed
-//	Unavailable(err) tried again until it works; the service is not ready meanwhile
-//	Later(err, t)    in goes to the service's retry topic until t, then is committed
-//	any other error  tried again in place a bounded number of times, then as Permanent
-//
-// It may see an event twice. A panic counts as Permanent. Ids, source,
-// traceparent and lane of out are filled in by the bus where they are empty.
-type Handler func(ctx context.Context, in event.Event) (out []event.Event, err error)
+// Errors that Publish and the dead letter functions wrap.
+var (
+	// ErrTooLarge is returned for an event over MaxMessageBytes and a dead
+	// letter over MaxDeadLetterBytes.
+	ErrTooLarge = errors.New("too large for Kafka")
+	// ErrUnknownEvent is returned for an event whose type contracts does not list.
+	ErrUnknownEvent = errors.New("unknown event")
+	// ErrNotFound is returned when there is no such dead letter.
+	ErrNotFound = errors.New("no such dead letter")
+	// ErrNotReplayable is returned for a dead letter that never was an event of a topic.
+	ErrNotReplayable = errors.New("not replayable")
+)
 
-var errUnbuilt = errors.New("unbuilt")
+// Limits of what is stored.
+const (
+	// MaxMessageBytes bounds an encoded event: its data and room for its attributes.
+	MaxMessageBytes = contracts.MaxEventBytes + 16<<10
+	// MaxDeadLetterBytes bounds the body of a dead letter.
+	MaxDeadLetterBytes = 4 << 20
+)
 
-// Permanent marks err as not worth another try.
-func Permanent(err error) error { return err }
-
-// Unavailable marks err as the outage of something the service cannot work without.
-func Unavailable(err error) error { return err }
-
-// Later marks err as something to try again at or after t, out of the way of other events.
-func Later(err error, t time.Time) error { return err }
-
-// Outcome classifies a handler's error. For Later it also returns the time.
-type Outcome int
+// Defaults of Config.
+const (
+	// DefaultPartitions is how many partitions a topic is created with.
+	DefaultPartitions = 4
+	// DefaultReplication is how many replicas a topic is created with.
+	DefaultReplication = 1
+	// DefaultAttempts is how often an ordinary failure is tried before the dead letters.
+	DefaultAttempts = 5
+	// DefaultRetryBackoff is the pause after the first ordinary failure; it triples each time.
+	DefaultRetryBackoff = 250 * time.Millisecond
+	// DefaultSessionTimeout is after how long without a heartbeat a member counts as dead.
+	DefaultSessionTimeout = 10 * time.Second
+	// DefaultRebalanceTimeout is how long the group waits for a member to let go of its partitions.
+	DefaultRebalanceTimeout = 30 * time.Second
+	// DefaultDrain is how long an event in hand may take to finish after a stop
+	// or a rebalance. It is less than DefaultRebalanceTimeout.
+	DefaultDrain = 25 * time.Second
+)
 
 const (
-	OutcomeOK Outcome = iota
-	OutcomePermanent
-	OutcomeUnavailable
-	OutcomeLater
-	OutcomeRetry
+	publishTimeout    = 30 * time.Second
+	batchTimeout      = 5 * time.Millisecond
+	batchSize         = 500
+	maxBackoff        = 5 * time.Second
+	heartbeatInterval = 500 * time.Millisecond
+	metadataTTL       = 5 * time.Second
+	dialTimeout       = 5 * time.Second
+	requestTimeout    = 10 * time.Second
 )
-
-// Classify returns the outcome that err asks for.
-func Classify(err error) (Outcome, time.Time) { return OutcomeOK, time.Time{} }
 
 // Config says how Kafka is reached. YAML section "kafka".
 type Config struct {
 	Brokers     []string    `yaml:"brokers"`
-	Prefix      string      `yaml:"prefix"`      // before every topic
+	Prefix      string      `yaml:"prefix"`      // before every topic and group
 	Partitions  int         `yaml:"partitions"`  // of topics that are created
 	Replication int         `yaml:"replication"` // of topics that are created
 	TLS         *tls.Config `yaml:"-"`
 	Username    string      `yaml:"username"` // SASL/SCRAM-SHA-512
 	Password    string      `yaml:"-"`
+
+	Attempts         int           `yaml:"attempts"`         // at an event that fails in an ordinary way
+	RetryBackoff     time.Duration `yaml:"retryBackoff"`     // after the first such failure
+	SessionTimeout   time.Duration `yaml:"sessionTimeout"`   // of a member without heartbeats
+	RebalanceTimeout time.Duration `yaml:"rebalanceTimeout"` // of a member that must let go
+	Drain            time.Duration `yaml:"drain"`            // for the event in hand; below rebalanceTimeout
 }
 
-// Bus is a connection to Kafka for one service.
-type Bus struct{}
+// withDefaults returns c with defaults in place of zero values.
+func (c Config) withDefaults() Config {
+	setDefault(&c.Partitions, DefaultPartitions)
+	setDefault(&c.Replication, DefaultReplication)
+	setDefault(&c.Attempts, DefaultAttempts)
+	setDefault(&c.RetryBackoff, DefaultRetryBackoff)
+	setDefault(&c.SessionTimeout, DefaultSessionTimeout)
+	setDefault(&c.RebalanceTimeout, DefaultRebalanceTimeout)
+	if c.Drain == 0 {
+		c.Drain = min(DefaultDrain, c.RebalanceTimeout*5/6)
+	}
+	return c
+}
 
-// New returns a bus for the named service; nothing is connected yet.
+func setDefault[T comparable](v *T, to T) {
+	var zero T
+	if *v == zero {
+		*v = to
+	}
+}
+
+// Validate says what is wrong with the configuration.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	switch {
+	case len(c.Brokers) == 0:
+		return errors.New("kafka: brokers is empty")
+	case c.Partitions < 0 || c.Replication < 0 || c.Attempts < 0:
+		return errors.New("kafka: partitions, replication and attempts must not be negative")
+	case c.RetryBackoff < 0 || c.SessionTimeout < 0 || c.RebalanceTimeout < 0 || c.Drain < 0:
+		return errors.New("kafka: durations must not be negative")
+	case c.Drain >= c.RebalanceTimeout:
+		return fmt.Errorf("kafka: drain (%s) must be below rebalanceTimeout (%s)", c.Drain, c.RebalanceTimeout)
+	case c.Username == "" && c.Password != "":
+		return errors.New("kafka: a password without a username")
+	}
+	for _, r := range c.Prefix {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-", r) {
+			return fmt.Errorf("kafka: prefix %q: only letters, digits, '.', '_' and '-'", c.Prefix)
+		}
+	}
+	return nil
+}
+
+// Bus is a connection to Kafka for one service. It is safe for concurrent use.
+type Bus struct {
+	cfg       Config
+	service   string
+	log       *slog.Logger
+	kinds     map[string]contracts.EventKind // by CloudEvents type
+	transport *kafka.Transport
+	client    *kafka.Client
+	writer    *kafka.Writer
+	dialer    *kafka.Dialer
+	metrics   *metrics
+
+	mu       sync.Mutex
+	troubles map[string]error // what keeps the consumer from working, by what
+	consumed map[string]bool  // topics of all subscriptions
+}
+
+// New returns a bus for the named service; nothing is connected yet. reg may be
+// nil, and several buses may share one.
 func New(cfg Config, service string, log *slog.Logger, reg prometheus.Registerer) (*Bus, error) {
-	return nil, errUnbuilt
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if service == "" || strings.ContainsAny(service, ". /") {
+		return nil, fmt.Errorf("service name %q: must not be empty nor hold '.', '/' or a blank", service)
+	}
+	cfg = cfg.withDefaults()
+	clientID := "tidewaiter-" + service
+	transport := &kafka.Transport{
+		DialTimeout: dialTimeout,
+		MetadataTTL: metadataTTL,
+		ClientID:    clientID,
+		TLS:         cfg.TLS,
+	}
+	dialer := &kafka.Dialer{ClientID: clientID, Timeout: dialTimeout, DualStack: true, TLS: cfg.TLS}
+	if cfg.Username != "" {
+		mechanism, err := scram.Mechanism(scram.SHA512, cfg.Username, cfg.Password)
+		if err != nil {
+			return nil, errors.New("kafka: the username or password cannot be used with SCRAM (RFC 4013)")
+		}
+		transport.SASL = mechanism
+		dialer.SASLMechanism = mechanism
+	}
+	addr := kafka.TCP(cfg.Brokers...)
+	b := &Bus{
+		cfg:       cfg,
+		service:   service,
+		log:       log.With("component", "bus"),
+		kinds:     make(map[string]contracts.EventKind),
+		transport: transport,
+		client:    &kafka.Client{Addr: addr, Timeout: requestTimeout, Transport: transport},
+		writer: &kafka.Writer{
+			Addr:         addr,
+			Balancer:     &kafka.Hash{},
+			RequiredAcks: kafka.RequireAll,
+			BatchTimeout: batchTimeout,
+			BatchSize:    batchSize,
+			BatchBytes:   MaxDeadLetterBytes + 64<<10,
+			MaxAttempts:  5,
+			Transport:    transport,
+		},
+		dialer:   dialer,
+		metrics:  newMetrics(reg, service),
+		troubles: make(map[string]error),
+		consumed: make(map[string]bool),
+	}
+	for _, k := range contracts.Events() {
+		b.kinds[k.Type()] = k
+	}
+	return b, nil
 }
 
-// Close ends the publisher's connections.
-func (b *Bus) Close() error { return nil }
+// Close ends the publisher's connections. Consume must have returned before.
+func (b *Bus) Close() error {
+	err := b.writer.Close()
+	b.transport.CloseIdleConnections()
+	return err
+}
 
-// EnsureTopics creates the topics of the named events (contracts names), their
-// bulk lanes, and where a service consumes them its retry topics and dead
-// letters. Topics that exist are left as they are.
-func (b *Bus) EnsureTopics(ctx context.Context, names ...string) error { return errUnbuilt }
+// Ready returns nil, or why the consumer cannot work now (for the health
+// check): Kafka cannot be reached, or a handler reports an outage.
+func (b *Bus) Ready() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.troubles) == 0 {
+		return nil
+	}
+	whats := make([]string, 0, len(b.troubles))
+	for what := range b.troubles {
+		whats = append(whats, what)
+	}
+	sort.Strings(whats)
+	return fmt.Errorf("%s: %w", whats[0], b.troubles[whats[0]])
+}
+
+// trouble records what keeps the bus from working; nil ends it.
+func (b *Bus) trouble(what string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil {
+		delete(b.troubles, what)
+		return
+	}
+	b.troubles[what] = err
+}
 
 // Publish sends events and returns when all are stored (acks=all). The topic
 // follows from the event's type and lane, the key from its partitionkey
-// extension, or its subject where that is absent.
-func (b *Bus) Publish(ctx context.Context, events ...event.Event) error { return errUnbuilt }
-
-// PublishDeadLetter stores raw bytes that could not be understood in
-// <topic>.<service>.dlq. headers must hold no credentials.
-func (b *Bus) PublishDeadLetter(ctx context.Context, topic, reason string, body []byte, headers map[string]string) error {
-	return errUnbuilt
+// extension, or its subject where that is absent. An empty id becomes a random
+// one, an empty source the service's; id, source, time, lane and traceparent of
+// the events given are not changed where they are set.
+//
+// It tries for 30 s, or until ctx ends. After an error some or all of the
+// events may be stored nevertheless.
+func (b *Bus) Publish(ctx context.Context, events ...event.Event) error {
+	msgs := make([]kafka.Message, 0, len(events))
+	for i := range events {
+		ev := events[i].Clone()
+		b.complete(ctx, &ev, nil)
+		m, err := b.encode(ctx, &ev)
+		if err != nil {
+			return err
+		}
+		msgs = append(msgs, m)
+	}
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	if err := b.write(ctx, msgs); err != nil {
+		b.trouble("publish", err)
+		return err
+	}
+	b.trouble("publish", nil)
+	return nil
 }
 
-// Subscription says what a service consumes.
-type Subscription struct {
-	Events  []string // contracts names; bulk lanes are consumed where they exist
-	Handler Handler
-	// Concurrency bounds how many partitions are handled at once; 0: all.
-	Concurrency int
-	// OnDead returns the events to emit when an event goes to the dead letters.
-	OnDead func(in event.Event, reason error) []event.Event
-	// Batch, when set, replaces Handler: it is given up to BatchSize events of
-	// one partition at a time, in order; all of them succeed or fail together.
-	// On a Permanent or exhausted failure they are retried one by one.
-	Batch     func(ctx context.Context, in []event.Event) (out []event.Event, err error)
-	BatchSize int
+// Complete fills in what a handler left empty in the events that in caused: id
+// (contracts.OutputID), source, time, lane and the starting traceparent. The
+// bus does it to whatever a handler returns; services that store their output
+// before they send it call it themselves.
+func (b *Bus) Complete(ctx context.Context, in event.Event, out []event.Event) {
+	for i := range out {
+		b.complete(ctx, &out[i], &in)
+	}
 }
 
-// Consume handles events until ctx ends, then finishes those in hand, commits
-// and returns nil. The consumer group is the service's name.
-func (b *Bus) Consume(ctx context.Context, s Subscription) error { return errUnbuilt }
+// complete fills in one event; in is nil for an event that nothing caused.
+func (b *Bus) complete(ctx context.Context, ev, in *event.Event) {
+	if ev.ID() == "" {
+		if in != nil {
+			ev.SetID(contracts.OutputID(b.service, in.Source(), in.ID(), ev.Type(), ev.Subject()))
+		} else {
+			ev.SetID(randomHex(16))
+		}
+	}
+	if ev.Source() == "" {
+		ev.SetSource("/services/" + b.service)
+	}
+	if ev.Time().IsZero() {
+		ev.SetTime(time.Now().UTC())
+	}
+	if extension(ev, contracts.ExtLane) == "" {
+		lane := contracts.LaneFresh
+		if in != nil && extension(in, contracts.ExtLane) != "" {
+			lane = extension(in, contracts.ExtLane)
+		}
+		ev.SetExtension(contracts.ExtLane, lane)
+	}
+	if extension(ev, contracts.ExtTraceparent) != "" {
+		return
+	}
+	if in != nil && extension(in, contracts.ExtTraceparent) != "" {
+		ev.SetExtension(contracts.ExtTraceparent, extension(in, contracts.ExtTraceparent))
+		return
+	}
+	t, ok := ctx.Value(traceKey{}).(trace)
+	if !ok {
+		t = newTrace()
+	}
+	ev.SetExtension(contracts.ExtTraceparent, t.String())
+}
 
-// Ready returns nil, or why the consumer cannot work now (for the health check).
-func (b *Bus) Ready() error { return errUnbuilt }
+// extension returns an extension attribute as a string, "" where it is absent.
+func extension(ev *event.Event, name string) string {
+	v, ok := ev.Extensions()[name]
+	if !ok {
+		return ""
+	}
+	s, err := types.Format(v)
+	if err != nil {
+		return ""
+	}
+	return s
+}
 
-// Lag returns, by topic, how many events of the service's subscriptions wait, as the broker says.
-func (b *Bus) Lag(ctx context.Context) (map[string]int64, error) { return nil, errUnbuilt }
+// encode returns the message of a completed event, with its topic and the
+// traceparent of this hop. Errors are lasting ones.
+func (b *Bus) encode(ctx context.Context, ev *event.Event) (kafka.Message, error) {
+	kind, ok := b.kinds[ev.Type()]
+	if !ok {
+		return kafka.Message{}, fmt.Errorf("publish %q: %w", ev.Type(), ErrUnknownEvent)
+	}
+	m, err := encodeEvent(ctx, ev)
+	if err != nil {
+		return kafka.Message{}, err
+	}
+	if n := len(m.Value) + len(m.Key); n > MaxMessageBytes {
+		return kafka.Message{}, fmt.Errorf("publish %s %s: %d bytes, at most %d; big things go by digest: %w",
+			ev.Type(), ev.ID(), n, MaxMessageBytes, ErrTooLarge)
+	}
+	m.Topic = b.topic(kind, extension(ev, contracts.ExtLane))
+	hop, ok := ctx.Value(traceKey{}).(trace)
+	if !ok {
+		hop, ok = parseTrace(extension(ev, contracts.ExtTraceparent))
+	}
+	if !ok {
+		hop = newTrace()
+	}
+	m.Headers = append(m.Headers, kafka.Header{Key: headerTraceparent, Value: []byte(hop.child().String())})
+	return m, nil
+}
+
+// write stores messages, and tries again what Kafka refused for the moment
+// until ctx ends.
+func (b *Bus) write(ctx context.Context, msgs []kafka.Message) error {
+	for attempt := 0; len(msgs) > 0; attempt++ {
+		err := b.writer.WriteMessages(ctx, msgs...)
+		if err == nil {
+			return nil
+		}
+		var each kafka.WriteErrors
+		if errors.As(err, &each) && len(each) == len(msgs) {
+			var failed []kafka.Message
+			for i, e := range each {
+				if e != nil {
+					failed = append(failed, msgs[i])
+					err = e
+				}
+			}
+			msgs = failed
+		}
+		b.metrics.publishFailures.Add(float64(len(msgs)))
+		if ctx.Err() != nil || !temporary(err) || !sleep(ctx, backoff(attempt, 50*time.Millisecond, time.Second)) {
+			return fmt.Errorf("store %d events in Kafka: %w", len(msgs), err)
+		}
+	}
+	return nil
+}
+
+// temporary says whether another try may help.
+func temporary(err error) bool {
+	var tooLarge kafka.MessageTooLargeError
+	if errors.As(err, &tooLarge) {
+		return false
+	}
+	var code kafka.Error
+	if !errors.As(err, &code) {
+		return true // the network
+	}
+	switch code {
+	case kafka.UnknownTopicOrPartition: // not yet known to the broker asked
+		return true
+	default:
+		return code.Temporary()
+	}
+}
+
+// backoff returns the pause after the given attempt, 0 being the first: base,
+// doubled each time, at most limit.
+func backoff(attempt int, base, limit time.Duration) time.Duration {
+	d := base
+	for range min(attempt, 30) {
+		if d *= 2; d >= limit {
+			return limit
+		}
+	}
+	return d
+}
+
+// sleep waits for d and returns false when ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
