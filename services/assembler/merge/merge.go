@@ -17,6 +17,9 @@ import (
 	"github.com/tidewaiter/tidewaiter/contracts"
 )
 
+// Version is raised when the same plan and reports give another inventory.
+const Version = "1"
+
 // npmHiddenLock is the file in which npm remembers what it installed. It goes
 // on listing packages that a later layer deleted.
 const npmHiddenLock = "node_modules/.package-lock.json"
