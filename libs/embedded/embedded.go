@@ -41,7 +41,10 @@ type Options struct {
 	// Authorization header. May be set later with SetHook.
 	HookURL, HookAuth             string
 	RegistryAddress, KafkaAddress string // host:port of loopback; default a free loopback port (kept in Dir for the next start)
-	Partitions                    int    // of topics that are created without saying how many; default DefaultPartitions
+	// AnonymousPull lets whoever reaches the registry read from it; changes
+	// always need the password.
+	AnonymousPull bool
+	Partitions    int // of topics that are created without saying how many; default DefaultPartitions
 }
 
 // Servers are the running servers.
@@ -123,7 +126,7 @@ func start(ctx context.Context, dir string, o Options, log *slog.Logger) (*Serve
 	}
 	stop.push(stopHook)
 	hook.set(o.HookURL, o.HookAuth)
-	stop.push(startRegistry(listener, filepath.Join(dir, "registry"), st.RegistryPassword, hook, log.With(slog.String("server", "registry"))))
+	stop.push(startRegistry(listener, filepath.Join(dir, "registry"), st.RegistryPassword, o.AnonymousPull, hook, log.With(slog.String("server", "registry"))))
 
 	return &Servers{
 		KafkaAddress: kafka, KafkaUsername: Username, KafkaPassword: st.KafkaPassword,

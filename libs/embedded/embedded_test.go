@@ -550,3 +550,36 @@ func TestStartRefuses(t *testing.T) {
 		stop()
 	}
 }
+
+func TestAnonymousPull(t *testing.T) {
+	s, _ := run(t, Options{Dir: t.TempDir(), AnonymousPull: true})
+	base := "http://" + s.RegistryAddress
+	for _, test := range []struct {
+		method, path string
+		auth         bool
+		want         int
+	}{
+		{http.MethodGet, "/v2/", false, http.StatusOK},
+		{http.MethodHead, "/v2/", false, http.StatusOK},
+		{http.MethodPost, "/v2/team/app/blobs/uploads/", false, http.StatusUnauthorized},
+		{http.MethodDelete, "/v2/team/app/manifests/latest", false, http.StatusUnauthorized},
+		{http.MethodGet, "/v2/", true, http.StatusUnauthorized}, // a wrong password stays wrong
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), test.method, base+test.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if test.auth {
+			req.SetBasicAuth(Username, "wrong")
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != test.want {
+			t.Errorf("%s %s: %d, want %d", test.method, test.path, resp.StatusCode, test.want)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+}

@@ -33,16 +33,17 @@ const (
 // repository around changes (its referrers are an unlocked read-modify-write)
 // and push notifications.
 type registry struct {
-	olareg   http.Handler
-	password [sha256.Size]byte
-	hook     *hook
-	address  string
-	instance string // of this start, as Distribution's source.instanceID
-	log      *slog.Logger
-	locks    sync.Map // repository → *sync.Mutex
+	olareg        http.Handler
+	password      [sha256.Size]byte
+	anonymousPull bool // GET and HEAD need no password
+	hook          *hook
+	address       string
+	instance      string // of this start, as Distribution's source.instanceID
+	log           *slog.Logger
+	locks         sync.Map // repository → *sync.Mutex
 }
 
-func startRegistry(listener net.Listener, dir, password string, hook *hook, log *slog.Logger) (stop func() error) {
+func startRegistry(listener net.Listener, dir, password string, anonymousPull bool, hook *hook, log *slog.Logger) (stop func() error) {
 	yes := true
 	store := olareg.New(config.Config{
 		Storage: config.ConfigStorage{StoreType: config.StoreDir, RootDir: dir},
@@ -54,7 +55,7 @@ func startRegistry(listener net.Listener, dir, password string, hook *hook, log 
 		Log: log,
 	})
 	r := &registry{
-		olareg: store, password: sha256.Sum256([]byte(password)), hook: hook,
+		olareg: store, password: sha256.Sum256([]byte(password)), anonymousPull: anonymousPull, hook: hook,
 		address: listener.Addr().String(), instance: newID(), log: log,
 	}
 	server := &http.Server{
@@ -99,7 +100,10 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 func (r *registry) authenticated(req *http.Request) bool {
-	user, password, _ := req.BasicAuth()
+	user, password, named := req.BasicAuth()
+	if r.anonymousPull && !named && (req.Method == http.MethodGet || req.Method == http.MethodHead) {
+		return true
+	}
 	given := sha256.Sum256([]byte(password))
 	rightUser := subtle.ConstantTimeCompare([]byte(user), []byte(Username))
 	return subtle.ConstantTimeCompare(given[:], r.password[:])&rightUser == 1
