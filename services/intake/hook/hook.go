@@ -61,7 +61,7 @@ type Event struct {
 	Registry   string // host[:port]
 	Repository string
 	Tag        string
-	Digest     string // sha256 only; another one is left out, so that the tag is resolved
+	Digest     string // sha256 only; another one is left out, so that the tag is resolved (but see saidDigest)
 	MediaType  string // of the manifest
 	Actor      string
 	Time       time.Time // by the sender's clock
@@ -147,6 +147,10 @@ func Decode(kind string, req Request) ([]Event, error) {
 // (distribution-spec, "Referrers Tag Schema").
 var signatureTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?$`)
 
+// saidDigest is a digest as senders may write it, whole or not. Of an event that
+// ends here, which nobody resolves, it is shown as it was said.
+var saidDigest = regexp.MustCompile(`^sha256:[0-9a-f]{1,64}$`)
+
 // finish brings an event into shape after a decoder has filled in what the
 // payload says: it binds the source's registry, drops what cannot be right and
 // recognises tags that signatures use. raw is what the event was read from.
@@ -167,7 +171,7 @@ func (e Event) finish(req Request, raw []byte) Event {
 	if !contracts.ValidTag(e.Tag) {
 		e.Tag = ""
 	}
-	if !contracts.ValidDigest(e.Digest) {
+	if ends := e.Action == Ignore && e.Hint == ""; !contracts.ValidDigest(e.Digest) && !(ends && saidDigest.MatchString(e.Digest)) {
 		e.Digest = ""
 	}
 	e.MediaType = clean(e.MediaType, maxMediaType)

@@ -1,0 +1,234 @@
+package intake
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha1" //nolint:gosec // Nexus signs with HMAC-SHA1, which is still sound as an HMAC
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+var hashes = map[string]func() hash.Hash{"sha256": sha256.New, "sha1": sha1.New}
+
+// maxSecrets are valid at once: the present one and the one that replaces it.
+const maxSecrets = 2
+
+// rereadEvery bounds how often a secret's file is looked at.
+const rereadEvery = time.Second
+
+// verifier checks what a sender presents. The zero value refuses everything.
+type verifier struct {
+	open   bool   // nothing is asked for
+	header string // that holds the proof
+	// expected makes, from a secret, what the header must hold.
+	expected func(secret string, body []byte) string
+	// present takes the proof out of the header; nil: it is the whole value.
+	present  func(value string) (string, bool)
+	needBody bool
+	secret   *secret
+	scheme   string // for WWW-Authenticate
+}
+
+// newVerifier reads the secrets that auth names.
+func newVerifier(auth Auth, log *slog.Logger) (*verifier, error) {
+	switch {
+	case auth.None:
+		return &verifier{open: true}, nil
+	case auth.Bearer != nil:
+		s, err := newSecret(auth.Bearer.TokenFile, auth.Bearer.TokenEnv, log)
+		return bearer(s), err
+	case auth.Basic != nil:
+		s, err := newSecret(auth.Basic.PasswordFile, auth.Basic.PasswordEnv, log)
+		return &verifier{
+			header: "Authorization", secret: s, scheme: "Basic", present: schemed("Basic"),
+			expected: func(secret string, _ []byte) string {
+				return base64.StdEncoding.EncodeToString([]byte(auth.Basic.Username + ":" + secret))
+			},
+		}, err
+	case auth.Header != nil:
+		s, err := newSecret(auth.Header.ValueFile, auth.Header.ValueEnv, log)
+		return &verifier{
+			header: canonical(auth.Header.Name), secret: s,
+			expected: func(secret string, _ []byte) string { return secret },
+		}, err
+	case auth.HMAC != nil:
+		s, err := newSecret(auth.HMAC.SecretFile, auth.HMAC.SecretEnv, log)
+		return signed(canonical(auth.HMAC.Header), auth.HMAC.Algorithm, auth.HMAC.Prefix, s), err
+	}
+	return nil, errors.New("no authentication is configured")
+}
+
+func bearer(s *secret) *verifier {
+	return &verifier{
+		header: "Authorization", secret: s, scheme: "Bearer", present: schemed("Bearer"),
+		expected: func(secret string, _ []byte) string { return secret },
+	}
+}
+
+func signed(header, algorithm, prefix string, s *secret) *verifier {
+	if algorithm == "" {
+		algorithm = "sha256"
+	}
+	return &verifier{
+		header: header, secret: s, needBody: true,
+		present: func(value string) (string, bool) {
+			digits, ok := strings.CutPrefix(value, prefix)
+			return strings.ToLower(digits), ok
+		},
+		expected: func(secret string, body []byte) string {
+			mac := hmac.New(hashes[algorithm], []byte(secret))
+			mac.Write(body)
+			return hex.EncodeToString(mac.Sum(nil))
+		},
+	}
+}
+
+// decoy does for an unknown source what a verifier does for a known one, so
+// that both take about the same time; it refuses.
+func decoy() *verifier {
+	return bearer(&secret{values: []string{rand.Text()}})
+}
+
+func schemed(scheme string) func(string) (string, bool) {
+	return func(value string) (string, bool) {
+		got, rest, ok := strings.Cut(value, " ")
+		return strings.TrimLeft(rest, " "), ok && strings.EqualFold(got, scheme)
+	}
+}
+
+// verify says whether the call proves itself. A missing header is a wrong one,
+// and so is one that is there twice. All secrets are compared, each in
+// constant time.
+func (v *verifier) verify(h http.Header, body []byte) bool {
+	if v.open {
+		return true
+	}
+	if v.secret == nil {
+		return false
+	}
+	values := h.Values(v.header)
+	value := ""
+	if len(values) == 1 {
+		value = values[0]
+	}
+	proof, ok := value, value != ""
+	if v.present != nil {
+		proof, ok = v.present(value)
+	}
+	got := sha256.Sum256([]byte(proof)) // equal lengths, so that none shows
+	match := 0
+	for _, s := range v.secret.current() {
+		want := sha256.Sum256([]byte(v.expected(s, body)))
+		match |= subtle.ConstantTimeCompare(got[:], want[:])
+	}
+	return ok && proof != "" && match == 1
+}
+
+// secret holds the values that are valid now. Those of a file are read again
+// when it changes.
+type secret struct {
+	file string
+	log  *slog.Logger
+	now  func() time.Time
+
+	mu      sync.Mutex
+	values  []string
+	checked time.Time
+	stamp   stamp
+}
+
+// stamp tells versions of a file apart.
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+func stampOf(i fs.FileInfo) stamp { return stamp{i.ModTime(), i.Size()} }
+
+// newSecret reads a secret from a file or an environment variable, whichever is
+// named. One that is missing or empty is an error.
+func newSecret(file, env string, log *slog.Logger) (*secret, error) {
+	s := &secret{file: file, log: log, now: time.Now}
+	if file == "" {
+		v, ok := os.LookupEnv(env)
+		if !ok {
+			return nil, fmt.Errorf("environment variable %s is not set", env)
+		}
+		values, err := parseSecrets(v)
+		if err != nil {
+			return nil, fmt.Errorf("environment variable %s: %w", env, err)
+		}
+		s.values = values
+		return s, nil
+	}
+	if err := s.read(); err != nil {
+		return nil, err
+	}
+	s.checked = s.now()
+	return s, nil
+}
+
+func parseSecrets(text string) ([]string, error) {
+	var values []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			values = append(values, line)
+		}
+	}
+	if len(values) == 0 || len(values) > maxSecrets {
+		return nil, fmt.Errorf("holds %d secrets, one a line, instead of 1 to %d", len(values), maxSecrets)
+	}
+	return values, nil
+}
+
+func (s *secret) read() error {
+	info, err := os.Stat(s.file)
+	if err != nil {
+		return fmt.Errorf("read secret: %w", err)
+	}
+	if info.Size() > 64<<10 {
+		return fmt.Errorf("read secret: %s is bigger than any secret", s.file)
+	}
+	b, err := os.ReadFile(s.file)
+	if err != nil {
+		return fmt.Errorf("read secret: %w", err)
+	}
+	values, err := parseSecrets(string(b))
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.file, err)
+	}
+	s.values, s.stamp = values, stampOf(info)
+	return nil
+}
+
+// current returns the values that are valid now. While a changed file cannot be
+// used, those read before stay valid.
+func (s *secret) current() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.file == "" || s.now().Sub(s.checked) < rereadEvery {
+		return s.values
+	}
+	s.checked = s.now()
+	info, err := os.Stat(s.file)
+	if err == nil && stampOf(info) == s.stamp {
+		return s.values
+	}
+	if err := s.read(); err != nil {
+		s.log.WarnContext(context.Background(), "changed secret cannot be used, the one before stays valid", "error", err)
+	}
+	return s.values
+}

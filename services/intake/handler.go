@@ -1,0 +1,383 @@
+package intake
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloudevents/sdk-go/v2/event"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/services/intake/hook"
+)
+
+// Handler returns the HTTP API: POST and OPTIONS /hooks/<source-id>, POST /v1/submit.
+func (s *Intake) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /hooks/{source}", s.serveHook)
+	mux.HandleFunc("OPTIONS /hooks/{source}", s.serveHook)
+	mux.HandleFunc("POST /v1/submit", s.serveSubmit)
+	return mux
+}
+
+// outcome is the answer to a call and what is remembered of it.
+type outcome struct {
+	delivery
+	header http.Header
+	err    error // for the log only
+	known  bool  // authenticated, so that the call is remembered
+}
+
+func (s *Intake) serveHook(w http.ResponseWriter, r *http.Request) {
+	start := s.now()
+	id := r.PathValue("source")
+	src, known := s.sources[id]
+	if !known {
+		src, id = s.decoy, "unknown"
+	}
+	o := s.take(w, r, src, start)
+	if !known {
+		o.status, o.reason = http.StatusNotFound, "unknown-source"
+	}
+	o.source, o.received = id, start
+	for k, v := range o.header {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(o.status)
+	s.finish(r, o)
+}
+
+// finish counts, logs and remembers a call. Nothing of what it presented as a
+// proof is among the attributes.
+func (s *Intake) finish(r *http.Request, o outcome) {
+	elapsed := s.now().Sub(o.received)
+	s.metrics.requests.WithLabelValues(o.source, strconv.Itoa(o.status), o.reason).Inc()
+	s.metrics.seconds.Observe(elapsed.Seconds())
+	attrs := []any{
+		"source", o.source, "status", o.status, "reason", o.reason, "method", r.Method, "remote", r.RemoteAddr,
+		"bytes", o.bytes, "events", o.events, "published", o.published, "dead", o.dead, "duration", elapsed,
+	}
+	if o.deliveryID != "" {
+		attrs = append(attrs, "delivery", o.deliveryID)
+	}
+	level := slog.LevelDebug
+	if o.status == http.StatusUnauthorized { // stalls some registries until somebody mends it
+		level = slog.LevelWarn
+	}
+	if o.err != nil {
+		level = slog.LevelWarn
+		attrs = append(attrs, "error", o.err)
+	}
+	s.log.Log(r.Context(), level, "webhook call", attrs...)
+	if o.known {
+		s.record(o.delivery)
+	}
+}
+
+// take does the work of a call: authenticate, decode, store.
+func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, received time.Time) outcome {
+	var o outcome
+	refuse := func() outcome {
+		o.status, o.reason = http.StatusUnauthorized, "unauthorized"
+		if src.verifier.scheme != "" {
+			o.header = http.Header{"Www-Authenticate": {src.verifier.scheme + ` realm="hooks"`}}
+		}
+		return o
+	}
+	if answer, ok := src.kind.Handshake(r.Method, r.Header); ok && slices.Contains(src.Origins, answer.Header.Get("WebHook-Allowed-Origin")) {
+		o.status, o.reason, o.header = answer.Status, reasonHandshake, answer.Header
+		return o
+	}
+	if !src.verifier.needBody && !src.verifier.verify(r.Header, nil) {
+		return refuse()
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.cfg.MaxBody))
+	o.bytes = len(body)
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		o.status, o.reason, o.known = http.StatusRequestEntityTooLarge, reasonTooLarge, !src.verifier.needBody
+		return o
+	case err != nil:
+		o.status, o.reason, o.err = http.StatusBadRequest, "broken-off", fmt.Errorf("read body: %w", err)
+		return o
+	}
+	if src.verifier.needBody && !src.verifier.verify(r.Header, body) {
+		return refuse()
+	}
+	o.known = true
+	if answer, ok := src.kind.Handshake(r.Method, r.Header); ok {
+		o.status, o.reason, o.header = answer.Status, reasonHandshake, answer.Header
+		return o
+	}
+	if r.Method != http.MethodPost {
+		o.status, o.reason = http.StatusNoContent, reasonIgnored
+		return o
+	}
+	// The sender may stop waiting; what it said is stored all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), s.cfg.AckTimeout)
+	defer cancel()
+	return s.store(ctx, src, r.Header, body, received, o)
+}
+
+// store decodes an authenticated body and stores what it says.
+func (s *Intake) store(ctx context.Context, src *source, h http.Header, body []byte, received time.Time, o outcome) outcome {
+	events, err := hook.Decode(src.Kind, hook.Request{Header: h, Body: body, Registry: src.Registry})
+	if err != nil {
+		o.dead, o.err = 1, err
+		return s.bury(ctx, src, h, body, reasonUnreadable, err.Error(), o)
+	}
+	o.events = len(events)
+	if len(events) > 0 {
+		o.deliveryID = events[0].DeliveryID
+	}
+	var out []event.Event
+	var troubles []string
+	repeated := map[string]int{}
+	for _, e := range events {
+		index := repeated[e.DeliveryID]
+		repeated[e.DeliveryID]++
+		publishable, missing := e.Publishable()
+		switch {
+		case e.Bad != "":
+			missing = e.Bad
+			fallthrough
+		case missing != "":
+			troubles = append(troubles, missing)
+			o.dead++
+			s.count(src, "dead")
+			continue
+		case !publishable, !src.covers(e.Repository):
+			o.ignored++
+			s.count(src, "ignored")
+			continue
+		}
+		ev, over, err := s.message(src, e, index, received)
+		if err != nil {
+			o.status, o.reason, o.err = http.StatusServiceUnavailable, reasonNotStored, err
+			return o
+		}
+		if s.seen.has(ev.ID()) {
+			o.duplicates++
+			s.count(src, "duplicate")
+			continue
+		}
+		if over {
+			o.overQuota++
+			s.count(src, "over-quota")
+		}
+		out = append(out, ev)
+	}
+	if len(out) > 0 {
+		if err := s.out.Publish(ctx, out...); err != nil {
+			o.status, o.reason, o.err = http.StatusServiceUnavailable, reasonNotStored, fmt.Errorf("publish: %w", err)
+			return o
+		}
+	}
+	for _, ev := range out {
+		s.seen.add(ev.ID())
+		s.count(src, strings.TrimSuffix(strings.TrimPrefix(ev.Type(), contracts.TypePrefix+"image."), ".v1"))
+	}
+	o.published = len(out)
+	if len(troubles) > 0 {
+		slices.Sort(troubles)
+		troubles = slices.Compact(troubles)
+		o.err = errors.New(strings.Join(troubles[:min(len(troubles), 5)], "; "))
+		return s.bury(ctx, src, h, body, reasonIncomplete, o.err.Error(), o)
+	}
+	o.status = http.StatusAccepted
+	switch {
+	case o.published > 0:
+		o.reason = reasonStored
+	case o.duplicates > 0:
+		o.reason = reasonDuplicate
+	default:
+		o.reason = reasonIgnored
+	}
+	return o
+}
+
+func (s *Intake) count(src *source, outcome string) {
+	s.metrics.events.WithLabelValues(src.id, outcome).Inc()
+}
+
+// bury stores a body that says nothing usable, so that nothing is lost and the
+// sender does not send it for ever.
+func (s *Intake) bury(ctx context.Context, src *source, h http.Header, body []byte, code, reason string, o outcome) outcome {
+	headers := map[string]string{"source": src.id, "kind": src.Kind, "code": code, "delivery": o.deliveryID}
+	if t := h.Get("Content-Type"); len(t) <= 128 {
+		headers["content-type"] = t
+	}
+	if err := s.out.PublishDeadLetter(ctx, contracts.ImagePushedV1, reason, body, headers); err != nil {
+		o.status, o.reason, o.err = http.StatusServiceUnavailable, reasonNotStored, fmt.Errorf("publish dead letter: %w", err)
+		return o
+	}
+	o.status, o.reason = http.StatusAccepted, code
+	return o
+}
+
+// message makes the event to publish. index tells events apart that share a
+// delivery id. over says that the source's quota put it into the bulk lane.
+func (s *Intake) message(src *source, e hook.Event, index int, received time.Time) (ev event.Event, over bool, err error) {
+	var at *time.Time
+	if !e.Time.IsZero() {
+		at = &e.Time
+	}
+	lane := src.Lane
+	if lane == "" {
+		lane = contracts.LaneFresh
+	}
+	if e.Hint != "" {
+		lane = contracts.LaneBulk
+	}
+	if lane == contracts.LaneFresh && !src.quota.AllowN(received, 1) {
+		lane, over = contracts.LaneBulk, true
+	}
+	if e.Action == hook.Delete {
+		ev, err = newEvent(contracts.ImageDeletedV1, e.Subject(), contracts.ImageDeleted{
+			Source: src.id, Registry: e.Registry, Repository: e.Repository, Tag: e.Tag, Digest: e.Digest,
+			DeliveryID: e.DeliveryID, Actor: e.Actor, OccurredAt: at, ReceivedAt: received.UTC(),
+		}, lane, received)
+	} else {
+		ev, err = newEvent(contracts.ImagePushedV1, e.Subject(), contracts.ImagePushed{
+			Source: src.id, Registry: e.Registry, Repository: e.Repository, Tag: e.Tag, Digest: e.Digest,
+			MediaType: e.MediaType, Cause: causePush, Hint: e.Hint,
+			DeliveryID: e.DeliveryID, Actor: e.Actor, OccurredAt: at, ReceivedAt: received.UTC(),
+		}, lane, received)
+	}
+	if err != nil {
+		return event.Event{}, false, err
+	}
+	bus.Key(&ev, e.Registry+"/"+e.Repository)
+	ev.SetID(contracts.OutputID(Name, "/hooks/"+src.id, e.DeliveryID+"/"+strconv.Itoa(index), ev.Type(), ev.Subject()))
+	return ev, over, nil
+}
+
+// Causes of image.pushed that intake gives.
+const (
+	causePush   = "push"
+	causeSubmit = "submit"
+)
+
+// newEvent returns an event that starts a trace.
+func newEvent(name, subject string, data any, lane string, at time.Time) (event.Event, error) {
+	ev, err := bus.NewEvent(name, subject, data)
+	if err != nil {
+		return event.Event{}, err
+	}
+	ev.SetSource("/services/" + Name)
+	ev.SetTime(at.UTC())
+	ev.SetExtension(contracts.ExtLane, lane)
+	ev.SetExtension(contracts.ExtTraceparent, traceparent())
+	return ev, nil
+}
+
+// traceparent starts a trace (W3C Trace Context, "traceparent Header"): sampled.
+func traceparent() string {
+	var b [24]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return "00-" + hex.EncodeToString(b[:16]) + "-" + hex.EncodeToString(b[16:]) + "-01"
+}
+
+// submission is the body of POST /v1/submit.
+type submission struct {
+	Ref string `json:"ref"` // registry/repository[:tag][@digest]; without both the tag is "latest"
+}
+
+// Submitted is the answer to POST /v1/submit.
+type Submitted struct {
+	ID      string `json:"id"`      // of the event
+	Subject string `json:"subject"` // registry/repository[:tag][@digest]
+}
+
+// serveSubmit takes a push by hand, for registries that cannot reach us.
+func (s *Intake) serveSubmit(w http.ResponseWriter, r *http.Request) {
+	o := outcome{delivery: delivery{source: causeSubmit, received: s.now()}}
+	reply := s.submit(w, r, &o)
+	switch {
+	case reply != nil:
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(o.status)
+		_ = json.NewEncoder(w).Encode(reply) // the client is gone if this fails
+	case o.status == http.StatusBadRequest:
+		http.Error(w, o.err.Error(), o.status) // says what is wrong with the request, nothing of ours
+	default:
+		w.WriteHeader(o.status)
+	}
+	s.finish(r, o)
+}
+
+func (s *Intake) submit(w http.ResponseWriter, r *http.Request, o *outcome) *Submitted {
+	end := func(status int, reason string, err error) *Submitted {
+		o.status, o.reason, o.err = status, reason, err
+		return nil
+	}
+	if s.admin == nil {
+		return end(http.StatusNotFound, "closed", nil)
+	}
+	if !s.admin.verify(r.Header, nil) {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="admin"`)
+		return end(http.StatusUnauthorized, "unauthorized", nil)
+	}
+	o.known = true
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
+	if err != nil {
+		return end(http.StatusBadRequest, "broken-off", fmt.Errorf("read body: %w", err))
+	}
+	o.bytes = len(body)
+	var in submission
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&in); err != nil {
+		// the decoder's error would quote the body
+		return end(http.StatusBadRequest, reasonUnreadable, errors.New(`the body is not {"ref": "registry/repository:tag"}`))
+	}
+	ref, err := submitted(in.Ref)
+	if err != nil {
+		return end(http.StatusBadRequest, reasonUnreadable, err)
+	}
+	o.events, o.deliveryID = 1, rand.Text()
+	e := hook.Event{Registry: ref.Registry, Repository: ref.Repository, Tag: ref.Tag, Digest: ref.Digest}
+	ev, err := newEvent(contracts.ImagePushedV1, e.Subject(), contracts.ImagePushed{
+		Source: causeSubmit, Registry: ref.Registry, Repository: ref.Repository, Tag: ref.Tag, Digest: ref.Digest,
+		Cause: causeSubmit, DeliveryID: o.deliveryID, ReceivedAt: o.received.UTC(),
+	}, contracts.LaneFresh, o.received)
+	if err != nil {
+		return end(http.StatusServiceUnavailable, reasonNotStored, err)
+	}
+	bus.Key(&ev, ref.Registry+"/"+ref.Repository)
+	ev.SetID(contracts.OutputID(Name, "/v1/submit", o.deliveryID, ev.Type(), ev.Subject()))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), s.cfg.AckTimeout)
+	defer cancel()
+	if err := s.out.Publish(ctx, ev); err != nil {
+		return end(http.StatusServiceUnavailable, reasonNotStored, fmt.Errorf("publish: %w", err))
+	}
+	o.status, o.reason, o.published = http.StatusAccepted, reasonStored, 1
+	return &Submitted{ID: ev.ID(), Subject: ev.Subject()}
+}
+
+// submitted reads a reference that a user wrote; the registry must be named.
+func submitted(text string) (hook.Reference, error) {
+	ref, err := hook.ParseReference(text)
+	if err != nil {
+		if ref, err = hook.ParseReference(text + ":latest"); err != nil {
+			return hook.Reference{}, fmt.Errorf("ref: %w", err)
+		}
+	}
+	if ref.Registry == "" {
+		return hook.Reference{}, fmt.Errorf("ref names no registry: %w", hook.ErrReference)
+	}
+	return ref, nil
+}

@@ -1,0 +1,1152 @@
+package intake
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha1" //nolint:gosec // the algorithm of a sender
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/services/intake/hook"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	testDigest = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	testSigTag = "sha256-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.sig"
+)
+
+// letter is a dead letter.
+type letter struct {
+	topic, reason string
+	body          []byte
+	headers       map[string]string
+}
+
+// memory is a Publisher that keeps what it is given, or fails as fail says.
+type memory struct {
+	mu      sync.Mutex
+	fail    func(context.Context) error
+	events  []event.Event
+	letters []letter
+}
+
+func (m *memory) Publish(ctx context.Context, events ...event.Event) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		if err := m.fail(ctx); err != nil {
+			return err
+		}
+	}
+	for _, ev := range events {
+		if err := ev.Validate(); err != nil {
+			return err
+		}
+	}
+	m.events = append(m.events, events...)
+	return nil
+}
+
+func (m *memory) PublishDeadLetter(ctx context.Context, topic, reason string, body []byte, headers map[string]string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		if err := m.fail(ctx); err != nil {
+			return err
+		}
+	}
+	m.letters = append(m.letters, letter{topic, reason, body, headers})
+	return nil
+}
+
+// pushes returns the data of the image.pushed events.
+func (m *memory) pushes(t testing.TB) []contracts.ImagePushed {
+	t.Helper()
+	var out []contracts.ImagePushed
+	for _, ev := range m.events {
+		if ev.Type() != contracts.TypePrefix+contracts.ImagePushedV1 {
+			continue
+		}
+		p, err := bus.Decode[contracts.ImagePushed](ev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func (m *memory) deletes(t testing.TB) []contracts.ImageDeleted {
+	t.Helper()
+	var out []contracts.ImageDeleted
+	for _, ev := range m.events {
+		if ev.Type() != contracts.TypePrefix+contracts.ImageDeletedV1 {
+			continue
+		}
+		d, err := bus.Decode[contracts.ImageDeleted](ev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// file writes a secret's file and returns its name.
+func file(t testing.TB, content string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// start returns a service with one source "s" and what it publishes to.
+func start(t testing.TB, src Source) (*Intake, *memory) {
+	t.Helper()
+	return startWith(t, DefaultConfig(), Sources{"s": src})
+}
+
+func startWith(t testing.TB, cfg Config, sources Sources) (*Intake, *memory) {
+	t.Helper()
+	m := &memory{}
+	s, err := New(cfg, sources, m, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, m
+}
+
+func open() Source {
+	return Source{Kind: "distribution", Registry: "r.example:5000", Auth: Auth{None: true}}
+}
+
+// call makes one request and returns the answer.
+func call(s *Intake, method, path string, header http.Header, body []byte) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, bytes.NewReader(body))
+	if header != nil {
+		r.Header = header
+	}
+	w := httptest.NewRecorder()
+	s.Handler().ServeHTTP(w, r)
+	return w
+}
+
+// push is the body of a push of a manifest.
+func push(id, repository, tag string) []byte {
+	return fmt.Appendf(nil, `{"events":[{"id":%q,"timestamp":"2026-01-02T03:04:05Z","action":"push","target":{
+		"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"repository":%q,"tag":%q},
+		"request":{"host":"elsewhere.example"},"actor":{"name":"ci"}}]}`, id, testDigest, repository, tag)
+}
+
+func mac(algorithm, secret string, body []byte) string {
+	h := hmac.New(sha256.New, []byte(secret))
+	if algorithm == "sha1" {
+		h = hmac.New(sha1.New, []byte(secret))
+	}
+	h.Write(body)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+func TestAuthentication(t *testing.T) {
+	body := push("1", "a/b", "1")
+	basic := func(user, password string) []string {
+		return []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))}
+	}
+	for name, c := range map[string]struct {
+		auth  Auth
+		right []http.Header
+		wrong []http.Header
+	}{
+		"bearer": {
+			Auth{Bearer: &BearerAuth{TokenFile: file(t, "old-token\nnew-token\n")}},
+			[]http.Header{
+				{"Authorization": {"Bearer old-token"}},
+				{"Authorization": {"Bearer new-token"}},
+				{"Authorization": {"bearer new-token"}},
+			},
+			[]http.Header{
+				{},
+				{"Authorization": {""}},
+				{"Authorization": {"Bearer "}},
+				{"Authorization": {"Bearer wrong"}},
+				{"Authorization": {"Bearer old-token2"}},
+				{"Authorization": {"old-token"}},
+				{"Authorization": basic("", "old-token")},
+				{"Authorization": {"Bearer old-token\nnew-token"}},
+				{"Authorization": {"Bearer wrong", "Bearer old-token"}},
+				{"X-Authorization": {"Bearer old-token"}},
+			},
+		},
+		"basic": {
+			Auth{Basic: &BasicAuth{Username: "zot", PasswordFile: file(t, "pass:word")}},
+			[]http.Header{{"Authorization": basic("zot", "pass:word")}},
+			[]http.Header{
+				{},
+				{"Authorization": basic("zot", "password")},
+				{"Authorization": basic("other", "pass:word")},
+				{"Authorization": {"Basic !"}},
+				{"Authorization": {"Bearer pass:word"}},
+			},
+		},
+		"shared header": {
+			Auth{Header: &HeaderAuth{Name: "x-secret", ValueFile: file(t, "value")}},
+			[]http.Header{{"X-Secret": {"value"}}},
+			[]http.Header{{}, {"X-Secret": {"Value"}}, {"X-Secret": {"value "}}, {"Authorization": {"value"}}},
+		},
+		"hmac sha256 with prefix": {
+			Auth{HMAC: &HMACAuth{Header: "X-Hub-Signature-256", Prefix: "sha256=", SecretFile: file(t, "key\nnext")}},
+			[]http.Header{
+				{"X-Hub-Signature-256": {"sha256=" + mac("sha256", "key", body)}},
+				{"X-Hub-Signature-256": {"sha256=" + mac("sha256", "next", body)}},
+				{"X-Hub-Signature-256": {"sha256=" + strings.ToUpper(mac("sha256", "key", body))}},
+			},
+			[]http.Header{
+				{},
+				{"X-Hub-Signature-256": {mac("sha256", "key", body)}},
+				{"X-Hub-Signature-256": {"sha256="}},
+				{"X-Hub-Signature-256": {"sha256=" + mac("sha256", "other", body)}},
+				{"X-Hub-Signature-256": {"sha256=" + mac("sha256", "key", append(bytes.Clone(body), ' '))}},
+				{"X-Hub-Signature-256": {"sha256=" + mac("sha1", "key", body)}},
+				{"X-Hub-Signature-256": {"key"}},
+			},
+		},
+		"hmac sha1": {
+			Auth{HMAC: &HMACAuth{Header: "X-Nexus-Webhook-Signature", Algorithm: "sha1", SecretFile: file(t, "key")}},
+			[]http.Header{{"X-Nexus-Webhook-Signature": {mac("sha1", "key", body)}}},
+			[]http.Header{{}, {"X-Nexus-Webhook-Signature": {mac("sha256", "key", body)}}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src := open()
+			src.Auth = c.auth
+			for _, h := range c.right {
+				s, m := start(t, src)
+				if w := call(s, http.MethodPost, "/hooks/s", h, body); w.Code != http.StatusAccepted || len(m.events) != 1 {
+					t.Errorf("%v: got %d and %d events, want 202 and 1", h, w.Code, len(m.events))
+				}
+			}
+			s, m := start(t, src)
+			remembered := 0
+			s.record = func(delivery) { remembered++ }
+			for _, h := range c.wrong {
+				if w := call(s, http.MethodPost, "/hooks/s", h, body); w.Code != http.StatusUnauthorized {
+					t.Errorf("%v: got %d, want 401", h, w.Code)
+				}
+				// what cannot be read is not looked at before authentication either
+				if w := call(s, http.MethodPost, "/hooks/s", h, []byte("{")); w.Code != http.StatusUnauthorized {
+					t.Errorf("%v, bad body: got %d, want 401", h, w.Code)
+				}
+			}
+			if len(m.events)+len(m.letters)+remembered != 0 {
+				t.Errorf("a wrong secret stored %d events, %d letters, %d deliveries", len(m.events), len(m.letters), remembered)
+			}
+		})
+	}
+}
+
+func TestZeroVerifierRefuses(t *testing.T) {
+	var v verifier
+	if v.verify(http.Header{"": {""}}, nil) {
+		t.Error("a verifier without configuration lets pass")
+	}
+}
+
+func TestUnknownSource(t *testing.T) {
+	s, m := start(t, open())
+	for _, h := range []http.Header{{}, {"Authorization": {"Bearer x"}}} {
+		if w := call(s, http.MethodPost, "/hooks/other", h, push("1", "a", "1")); w.Code != http.StatusNotFound || w.Body.Len() != 0 || len(w.Header()) != 1 {
+			// the one header is the challenge that a known source would make too
+			t.Errorf("got %d, %v, %s", w.Code, w.Header(), w.Body)
+		}
+	}
+	if len(m.events)+len(m.letters) != 0 {
+		t.Error("an unknown source stored something")
+	}
+	if w := call(s, http.MethodGet, "/hooks/s", nil, nil); w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("GET: got %d, want 405", w.Code)
+	}
+}
+
+func TestSecretIsReadAgain(t *testing.T) {
+	name := file(t, "one")
+	s, err := newSecret(name, "", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	replace := func(content string) {
+		t.Helper()
+		now = now.Add(2 * rereadEvery)
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(name, now, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		content string
+		want    []string
+	}{
+		{"one\ntwo\n", []string{"one", "two"}},
+		{"two", []string{"two"}},
+		{"\n", []string{"two"}},                // emptied by mistake
+		{"a\nb\nc\n", []string{"two"}},         // more than two
+		{"three\r\n", []string{"three"}},       // repaired
+		{"  four  ", []string{"four"}},         // whitespace is no part of it
+		{"four\n\n\n", []string{"four"}},       // nor are empty lines
+		{"4our", []string{"4our"}},             // same length as before
+		{"five\nsix", []string{"five", "six"}}, // replaced as a whole
+	} {
+		replace(step.content)
+		if got := s.current(); !reflect.DeepEqual(got, step.want) {
+			t.Errorf("after %q: got %q, want %q", step.content, got, step.want)
+		}
+	}
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(2 * rereadEvery)
+	if got := s.current(); len(got) != 2 {
+		t.Errorf("after the file went away: got %q, want the last two", got)
+	}
+}
+
+func TestSecretMustBeThere(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	t.Setenv("INTAKE_TEST_EMPTY", "")
+	t.Setenv("INTAKE_TEST_TOKEN", "token")
+	for name, c := range map[string]struct{ file, env string }{
+		"no file":        {filepath.Join(t.TempDir(), "absent"), ""},
+		"empty file":     {file(t, " \n"), ""},
+		"huge file":      {file(t, strings.Repeat("x", 70<<10)), ""},
+		"no variable":    {"", "INTAKE_TEST_ABSENT"},
+		"empty variable": {"", "INTAKE_TEST_EMPTY"},
+	} {
+		if _, err := newSecret(c.file, c.env, log); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	s, err := newSecret("", "INTAKE_TEST_TOKEN", log)
+	if err != nil || !reflect.DeepEqual(s.current(), []string{"token"}) {
+		t.Errorf("got %v, %v", s, err)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	token := Auth{Bearer: &BearerAuth{TokenEnv: "X"}}
+	ok := Source{Kind: "distribution", Registry: "r.example", Auth: token}
+	if err := (Sources{"ok-1": ok}).Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(*Source)
+		want   string
+	}{
+		"unknown kind":        {func(s *Source) { s.Kind = "x" }, `kind "x" is none of distribution, gitlab, cloudevents`},
+		"no registry":         {func(s *Source) { s.Registry = "" }, "registry is missing"},
+		"two registries":      {func(s *Source) { s.AnyRegistry = true }, "exclude each other"},
+		"registry with path":  {func(s *Source) { s.Registry = "r.example/x" }, "is not host[:port]"},
+		"bad path":            {func(s *Source) { s.Paths = []string{"/a"} }, `path "/a"`},
+		"bad lane":            {func(s *Source) { s.Lane = "slow" }, `lane "slow"`},
+		"bad quota":           {func(s *Source) { s.Quota = -1 }, "quota -1"},
+		"no auth":             {func(s *Source) { s.Auth = Auth{} }, "0 of bearer, basic, hmac, header and none"},
+		"two auths":           {func(s *Source) { s.Auth.None = true }, "2 of bearer, basic, hmac, header and none"},
+		"bearer without":      {func(s *Source) { s.Auth = Auth{Bearer: &BearerAuth{}} }, "auth.bearer.tokenFile or auth.bearer.tokenEnv"},
+		"bearer with both":    {func(s *Source) { s.Auth = Auth{Bearer: &BearerAuth{"a", "b"}} }, "exactly one is needed"},
+		"basic without user":  {func(s *Source) { s.Auth = Auth{Basic: &BasicAuth{PasswordEnv: "X"}} }, "auth.basic.username"},
+		"hmac without header": {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{SecretEnv: "X"}} }, "auth.hmac.header"},
+		"hmac with md5":       {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{Header: "X", Algorithm: "md5", SecretEnv: "X"}} }, `"md5" is neither`},
+		"header without name": {func(s *Source) { s.Auth = Auth{Header: &HeaderAuth{ValueEnv: "X"}} }, "auth.header.name"},
+	} {
+		s := ok
+		c.change(&s)
+		if err := (Sources{"s": s}).Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
+	}
+	if err := (Sources{"Not/ok": ok}).Validate(); err == nil {
+		t.Error("an id with a slash is accepted")
+	}
+	if err := DefaultConfig().Validate(); err != nil {
+		t.Error(err)
+	}
+	if err := (Config{Admin: &BearerAuth{}}).Validate(); err == nil {
+		t.Error("an empty configuration is accepted")
+	}
+}
+
+func TestTooLarge(t *testing.T) {
+	s, m := start(t, open())
+	body := append(push("1", "a", "1"), bytes.Repeat([]byte(" "), DefaultMaxBody)...)
+	if w := call(s, http.MethodPost, "/hooks/s", nil, body); w.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("got %d, want 413", w.Code)
+	}
+	if w := call(s, http.MethodPost, "/hooks/s", nil, body[:DefaultMaxBody]); w.Code != http.StatusAccepted {
+		t.Errorf("at the limit: got %d, want 202", w.Code)
+	}
+	if len(m.events) != 1 || len(m.letters) != 0 {
+		t.Errorf("got %d events and %d letters, want 1 and 0", len(m.events), len(m.letters))
+	}
+}
+
+func TestDeadLetter(t *testing.T) {
+	src := open()
+	src.Auth = Auth{Bearer: &BearerAuth{TokenFile: file(t, "hunter2")}}
+	s, m := start(t, src)
+	h := http.Header{"Authorization": {"Bearer hunter2"}, "Content-Type": {"text/plain"}}
+	if w := call(s, http.MethodPost, "/hooks/s", h, []byte("garbage")); w.Code != http.StatusAccepted {
+		t.Errorf("got %d, want 202", w.Code)
+	}
+	if len(m.letters) != 1 {
+		t.Fatalf("got %d dead letters, want 1", len(m.letters))
+	}
+	l := m.letters[0]
+	if l.topic != contracts.ImagePushedV1 || string(l.body) != "garbage" || l.reason == "" ||
+		l.headers["source"] != "s" || l.headers["kind"] != "distribution" || l.headers["code"] != reasonUnreadable {
+		t.Errorf("got %+v", l)
+	}
+	if text := fmt.Sprint(l); strings.Contains(text, "hunter2") {
+		t.Errorf("the dead letter holds the secret: %s", text)
+	}
+}
+
+func TestNotStored(t *testing.T) {
+	s, m := start(t, open())
+	m.fail = func(context.Context) error { return errors.New("no broker") }
+	var deliveries []delivery
+	s.record = func(d delivery) { deliveries = append(deliveries, d) }
+	for _, body := range [][]byte{push("1", "a", "1"), []byte("garbage")} {
+		if w := call(s, http.MethodPost, "/hooks/s", nil, body); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("%.10s: got %d, want 503", body, w.Code)
+		}
+	}
+	if len(deliveries) != 2 || deliveries[0].reason != reasonNotStored || deliveries[0].published != 0 {
+		t.Errorf("got %+v", deliveries)
+	}
+	m.fail = nil
+	// what was not stored is no duplicate when it comes again
+	if w := call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1")); w.Code != http.StatusAccepted || len(m.events) != 1 {
+		t.Errorf("again: got %d and %d events, want 202 and 1", w.Code, len(m.events))
+	}
+}
+
+func TestSlowKafka(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.AckTimeout = 5 * time.Millisecond
+	s, m := startWith(t, cfg, Sources{"s": open()})
+	m.fail = func(ctx context.Context) error { // ends when the deadline does
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if w := call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1")); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("got %d, want 503", w.Code)
+	}
+}
+
+func TestSenderThatGoesAway(t *testing.T) {
+	s, m := start(t, open())
+	m.fail = func(ctx context.Context) error { return ctx.Err() }
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/hooks/s", bytes.NewReader(push("1", "a", "1")))
+	s.Handler().ServeHTTP(httptest.NewRecorder(), r)
+	if len(m.events) != 1 {
+		t.Errorf("got %d events: what was read must be stored though nobody waits", len(m.events))
+	}
+}
+
+func TestDuplicate(t *testing.T) {
+	s, m := start(t, open())
+	var deliveries []delivery
+	s.record = func(d delivery) { deliveries = append(deliveries, d) }
+	for range 3 {
+		if w := call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1")); w.Code != http.StatusAccepted {
+			t.Errorf("got %d, want 202", w.Code)
+		}
+	}
+	if len(m.events) != 1 {
+		t.Errorf("got %d events, want 1", len(m.events))
+	}
+	if len(deliveries) != 3 || deliveries[0].reason != reasonStored || deliveries[2].reason != reasonDuplicate || deliveries[2].duplicates != 1 {
+		t.Errorf("got %+v", deliveries)
+	}
+	// the same id of another image is another event; a sender may be careless
+	call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "2"))
+	if len(m.events) != 2 || m.events[0].ID() == m.events[1].ID() {
+		t.Errorf("got %d events", len(m.events))
+	}
+	// another process derives the same id
+	other, om := start(t, open())
+	call(other, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
+	if om.events[0].ID() != m.events[0].ID() {
+		t.Errorf("ids %s and %s of one delivery", om.events[0].ID(), m.events[0].ID())
+	}
+}
+
+func TestEventsThatShareAnID(t *testing.T) {
+	s, m := start(t, open())
+	one := `{"id":"x","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":"a","tag":"1"}}`
+	body := []byte(`{"events":[` + one + `,` + one + `]}`)
+	call(s, http.MethodPost, "/hooks/s", nil, body)
+	call(s, http.MethodPost, "/hooks/s", nil, body)
+	if len(m.events) != 2 || m.events[0].ID() == m.events[1].ID() {
+		t.Errorf("got %d events, want 2 with ids of their own", len(m.events))
+	}
+}
+
+func TestSeenForgetsTheOldest(t *testing.T) {
+	s := newSeen(4)
+	for _, id := range []string{"a", "b", "c", "d", "e"} {
+		s.add(id)
+	}
+	if s.has("a") || s.has("b") || !s.has("c") || !s.has("d") || !s.has("e") {
+		t.Errorf("got %v and %v", s.old, s.new)
+	}
+}
+
+func TestEvent(t *testing.T) {
+	s, m := start(t, open())
+	now := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+	s.now = func() time.Time { return now }
+	call(s, http.MethodPost, "/hooks/s", nil, push("id-1", "a/b", "1.0"))
+	if len(m.events) != 1 {
+		t.Fatalf("got %d events", len(m.events))
+	}
+	ev := m.events[0]
+	if ev.Type() != "dev.tidewaiter.image.pushed.v1" || ev.Source() != "/services/intake" || !ev.Time().Equal(now) {
+		t.Errorf("got %s of %s at %s", ev.Type(), ev.Source(), ev.Time())
+	}
+	if want := "r.example:5000/a/b:1.0@" + testDigest; ev.Subject() != want {
+		t.Errorf("subject %q, want %q", ev.Subject(), want)
+	}
+	x := ev.Extensions()
+	if x[contracts.ExtKey] != "r.example:5000/a/b" || x[contracts.ExtLane] != contracts.LaneFresh {
+		t.Errorf("extensions %v", x)
+	}
+	if tp, _ := x[contracts.ExtTraceparent].(string); !regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-01$`).MatchString(tp) {
+		t.Errorf("traceparent %q", tp)
+	}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	want := contracts.ImagePushed{
+		Source: "s", Registry: "r.example:5000", Repository: "a/b", Tag: "1.0", Digest: testDigest,
+		MediaType: "application/vnd.oci.image.manifest.v1+json", Cause: "push",
+		DeliveryID: "id-1", Actor: "ci", OccurredAt: &at, ReceivedAt: now,
+	}
+	if got := m.pushes(t)[0]; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestLanes(t *testing.T) {
+	lanes := func(m *memory) (out []string) {
+		for _, ev := range m.events {
+			out = append(out, ev.Extensions()[contracts.ExtLane].(string))
+		}
+		return out
+	}
+	t.Run("hint", func(t *testing.T) {
+		s, m := start(t, open())
+		call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", testSigTag))
+		if got := lanes(m); !reflect.DeepEqual(got, []string{"bulk"}) {
+			t.Errorf("got %v", got)
+		}
+		if p := m.pushes(t); p[0].Hint == "" {
+			t.Errorf("no hint: %+v", p[0])
+		}
+	})
+	t.Run("source", func(t *testing.T) {
+		src := open()
+		src.Lane = contracts.LaneBulk
+		s, m := start(t, src)
+		call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
+		if got := lanes(m); !reflect.DeepEqual(got, []string{"bulk"}) {
+			t.Errorf("got %v", got)
+		}
+	})
+	t.Run("quota", func(t *testing.T) {
+		src := open()
+		src.Quota = 2
+		s, m := start(t, src)
+		now := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+		s.now = func() time.Time { return now }
+		var over int
+		s.record = func(d delivery) { over += d.overQuota }
+		for i := range 4 {
+			if w := call(s, http.MethodPost, "/hooks/s", nil, push(fmt.Sprint(i), "a", fmt.Sprint(i))); w.Code != http.StatusAccepted {
+				t.Errorf("got %d, want 202", w.Code)
+			}
+		}
+		now = now.Add(30 * time.Second) // half a minute makes room for one
+		for i := range 2 {
+			call(s, http.MethodPost, "/hooks/s", nil, push(fmt.Sprint(10+i), "a", fmt.Sprint(10+i)))
+		}
+		want := []string{"fresh", "fresh", "bulk", "bulk", "fresh", "bulk"}
+		if got := lanes(m); !reflect.DeepEqual(got, want) || over != 3 {
+			t.Errorf("got %v and %d over the quota, want %v and 3", got, over, want)
+		}
+	})
+}
+
+func TestPaths(t *testing.T) {
+	src := open()
+	src.Paths = []string{"team-a/", "shared/base"}
+	s, m := start(t, src)
+	for i, repository := range []string{"team-a/api", "team-a", "team-ab/api", "shared/base", "shared/base/x", "shared/basement", "other"} {
+		if w := call(s, http.MethodPost, "/hooks/s", nil, push(fmt.Sprint(i), repository, "1")); w.Code != http.StatusAccepted {
+			t.Errorf("%s: got %d, want 202", repository, w.Code)
+		}
+	}
+	var got []string
+	for _, p := range m.pushes(t) {
+		got = append(got, p.Repository)
+	}
+	if want := []string{"team-a/api", "team-a", "shared/base", "shared/base/x"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestHandshake(t *testing.T) {
+	src := Source{
+		Kind: "cloudevents", Registry: "r.example", Origins: []string{"listed.example"},
+		Auth: Auth{Bearer: &BearerAuth{TokenFile: file(t, "token")}},
+	}
+	s, m := start(t, src)
+	for name, c := range map[string]struct {
+		origin, authorization string
+		want                  int
+	}{
+		"with the token":          {"events.example", "Bearer token", http.StatusOK},
+		"without":                 {"events.example", "", http.StatusUnauthorized},
+		"without, but listed":     {"listed.example", "", http.StatusOK},
+		"no origin, with token":   {"", "Bearer token", http.StatusNoContent},
+		"no origin, no token":     {"", "", http.StatusUnauthorized},
+		"listed, as a part of it": {"listed.example.evil.example", "", http.StatusUnauthorized},
+	} {
+		h := http.Header{"Authorization": {c.authorization}}
+		h.Set("WebHook-Request-Origin", c.origin)
+		h.Set("WebHook-Request-Rate", "120")
+		w := call(s, http.MethodOptions, "/hooks/s", h, nil)
+		if w.Code != c.want {
+			t.Errorf("%s: got %d, want %d", name, w.Code, c.want)
+		}
+		if granted := w.Header().Get("WebHook-Allowed-Origin"); (granted == c.origin && c.origin != "") != (c.want == http.StatusOK) {
+			t.Errorf("%s: origin %q is granted", name, granted)
+		}
+	}
+	if len(m.events)+len(m.letters) != 0 {
+		t.Error("a handshake stored something")
+	}
+}
+
+func TestSubmit(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Admin = &BearerAuth{TokenFile: file(t, "admin")}
+	s, m := startWith(t, cfg, nil)
+	admin := func() http.Header { return http.Header{"Authorization": {"Bearer admin"}} }
+	for body, c := range map[string]struct {
+		want    int
+		subject string
+	}{
+		`{"ref":"r.example/a/b:1"}`:                     {http.StatusAccepted, "r.example/a/b:1"},
+		`{"ref":"r.example:5000/a/b"}`:                  {http.StatusAccepted, "r.example:5000/a/b:latest"},
+		`{"ref":"localhost:5000/a@` + testDigest + `"}`: {http.StatusAccepted, "localhost:5000/a@" + testDigest},
+		`{"ref":"r.example/a:1@` + testDigest + `"}`:    {http.StatusAccepted, "r.example/a:1@" + testDigest},
+		`{"ref":"a/b:1"}`:                               {http.StatusBadRequest, ""},
+		`{"ref":""}`:                                    {http.StatusBadRequest, ""},
+		`{"ref":"r.example/a:1","lane":"bulk"}`:         {http.StatusBadRequest, ""},
+		`x`:                                             {http.StatusBadRequest, ""},
+		`{"ref":"r.example/a:` + strings.Repeat("x", 70000) + `"}`: {http.StatusBadRequest, ""},
+	} {
+		m.events = nil
+		w := call(s, http.MethodPost, "/v1/submit", admin(), []byte(body))
+		if w.Code != c.want {
+			t.Errorf("%.60s: got %d (%s), want %d", body, w.Code, w.Body, c.want)
+			continue
+		}
+		if c.want != http.StatusAccepted {
+			if len(m.events) != 0 || w.Body.Len() == 0 {
+				t.Errorf("%.60s: got %d events and body %q", body, len(m.events), w.Body)
+			}
+			continue
+		}
+		var reply Submitted
+		if err := json.Unmarshal(w.Body.Bytes(), &reply); err != nil {
+			t.Fatal(err)
+		}
+		if reply.Subject != c.subject || len(m.events) != 1 || m.events[0].ID() != reply.ID || m.events[0].Subject() != c.subject {
+			t.Errorf("%s: got %+v and %v", body, reply, m.events)
+		}
+		if p := m.pushes(t)[0]; p.Cause != "submit" || p.Source != "submit" {
+			t.Errorf("got %+v", p)
+		}
+	}
+	for _, h := range []http.Header{{}, {"Authorization": {"Bearer other"}}} {
+		if w := call(s, http.MethodPost, "/v1/submit", h, []byte(`{"ref":"r.example/a:1"}`)); w.Code != http.StatusUnauthorized {
+			t.Errorf("got %d, want 401", w.Code)
+		}
+	}
+	closed, _ := startWith(t, DefaultConfig(), nil)
+	if w := call(closed, http.MethodPost, "/v1/submit", admin(), []byte(`{"ref":"r.example/a:1"}`)); w.Code != http.StatusNotFound {
+		t.Errorf("without a token configured: got %d, want 404", w.Code)
+	}
+	m.fail = func(context.Context) error { return errors.New("no broker") }
+	if w := call(s, http.MethodPost, "/v1/submit", admin(), []byte(`{"ref":"r.example/a:1"}`)); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("without Kafka: got %d, want 503", w.Code)
+	}
+}
+
+func TestLogHoldsNoSecrets(t *testing.T) {
+	var out bytes.Buffer
+	cfg := DefaultConfig()
+	cfg.Admin = &BearerAuth{TokenFile: file(t, "hunter2")}
+	m := &memory{}
+	log := slog.New(slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	s, err := New(cfg, Sources{"s": {
+		Kind: "gitlab", Registry: "r.example", Auth: Auth{Header: &HeaderAuth{Name: "Authorization", ValueFile: file(t, "hunter2")}},
+	}}, m, log, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := bytes.Replace(push("1", "a", "1"), []byte(`"name":"ci"`), []byte(`"name":"ci","user":"user-hunter2"`), 1)
+	for _, h := range []http.Header{{"Authorization": {"hunter2"}}, {"Authorization": {"hunter2x"}}} {
+		call(s, http.MethodPost, "/hooks/s", h, body)
+		call(s, http.MethodPost, "/hooks/s", h, []byte(`{"hunter2`))
+		call(s, http.MethodPost, "/hooks/hunter2", h, body)
+		call(s, http.MethodPost, "/v1/submit", http.Header{"Authorization": {"Bearer hunter2"}}, []byte(`{"hunter2":1}`))
+	}
+	if strings.Contains(out.String(), "hunter2") {
+		t.Errorf("a secret is in the log: %s", out.String())
+	}
+	if n := strings.Count(out.String(), `"msg":"webhook call"`); n != 8 {
+		t.Errorf("%d calls are logged, want 8", n)
+	}
+	for _, ev := range m.events {
+		if strings.Contains(ev.String(), "hunter2") {
+			t.Errorf("a secret is in an event: %s", ev)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	s, m := start(t, open())
+	call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
+	call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
+	call(s, http.MethodPost, "/hooks/x", nil, push("1", "a", "1"))
+	for labels, want := range map[[3]string]float64{
+		{"s", "202", "stored"}:               1,
+		{"s", "202", "duplicate"}:            1,
+		{"unknown", "404", "unknown-source"}: 1,
+	} {
+		if got := testutil.ToFloat64(s.metrics.requests.WithLabelValues(labels[:]...)); got != want {
+			t.Errorf("%v: got %v, want %v", labels, got, want)
+		}
+	}
+	if got := testutil.ToFloat64(s.metrics.events.WithLabelValues("s", "pushed")); got != 1 {
+		t.Errorf("got %v events, want 1", got)
+	}
+	_ = m
+}
+
+func TestDecodeOnce(t *testing.T) {
+	body := push("1", "a/b", "1.0")
+	bearerHeader := http.Header{"Authorization": {"Bearer token"}}
+	handshake := http.Header{}
+	handshake.Set("WebHook-Request-Origin", "events.example")
+	for name, c := range map[string]struct {
+		kind, secret string
+		header       http.Header
+		body         []byte
+		status       int
+		events       int
+	}{
+		"no secret asked for":  {"distribution", "", nil, body, 202, 1},
+		"bearer":               {"distribution", "token", bearerHeader, body, 202, 1},
+		"whole header":         {"distribution", "Bearer token", bearerHeader, body, 202, 1},
+		"basic":                {"cloudevents", "pw", http.Header{"Authorization": {"Basic dTpwdw=="}}, []byte(`{}`), 202, 0},
+		"wrong":                {"distribution", "other", bearerHeader, body, 401, 0},
+		"missing":              {"distribution", "token", http.Header{}, body, 401, 0},
+		"unreadable":           {"distribution", "", nil, []byte("x"), 202, 0},
+		"too large":            {"distribution", "", nil, make([]byte, DefaultMaxBody+1), 413, 0},
+		"handshake":            {"cloudevents", "", handshake, nil, 200, 0},
+		"handshake, no secret": {"cloudevents", "token", handshake, nil, 401, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := DecodeOnce(c.kind, c.secret, "bound.example", c.header, c.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Status != c.status || len(got.Events) != c.events || got.Events == nil {
+				t.Errorf("got %+v, want status %d and %d events", got, c.status, c.events)
+			}
+			if c.events == 1 && *got.Events[0].Registry != "bound.example" {
+				t.Errorf("registry %s", *got.Events[0].Registry)
+			}
+		})
+	}
+	if _, err := DecodeOnce("pigeon", "", "", nil, nil); !errors.Is(err, hook.ErrUnknownKind) {
+		t.Errorf("got %v, want ErrUnknownKind", err)
+	}
+}
+
+// sample is a file of testdata/hooks.
+type sample struct {
+	Note     string            `json:"note"`
+	Kind     string            `json:"kind"`
+	Registry string            `json:"registry"`
+	Headers  map[string]string `json:"headers"`
+	Status   int               `json:"status"`
+	Dead     int               `json:"dead"` // dead letters
+	Body     json.RawMessage   `json:"body"`
+	Events   []sampleEvent     `json:"events"`
+}
+
+type sampleEvent struct {
+	Action     string  `json:"action"`
+	Registry   *string `json:"registry"`
+	Repository *string `json:"repository"`
+	Tag        *string `json:"tag"`
+	Digest     *string `json:"digest"`
+	Hint       bool    `json:"hint"`
+}
+
+func text(p *string) string {
+	if p == nil {
+		return ""
+	}
+	return *p
+}
+
+// fields of an event that a sample tells.
+func (e sampleEvent) fields() [4]string {
+	return [4]string{text(e.Registry), text(e.Repository), text(e.Tag), text(e.Digest)}
+}
+
+// checkDecode compares what a body decodes to with what a sample says.
+func checkDecode(t *testing.T, kind, registry string, header http.Header, body []byte, status int, want []sampleEvent) {
+	t.Helper()
+	got, err := DecodeOnce(kind, "", registry, header, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Status != status || len(got.Events) != len(want) {
+		t.Fatalf("got status %d and %d events, want %d and %d", got.Status, len(got.Events), status, len(want))
+	}
+	for i, e := range got.Events {
+		fields := sampleEvent{Registry: e.Registry, Repository: e.Repository, Tag: e.Tag, Digest: e.Digest}.fields()
+		if e.Action != want[i].Action || fields != want[i].fields() {
+			t.Errorf("event %d: got %s %q (%s), want %s %q", i, e.Action, fields, e.Reason, want[i].Action, want[i].fields())
+		}
+		for _, p := range []*string{e.Registry, e.Repository, e.Tag, e.Digest} {
+			if p != nil && *p == "" {
+				t.Errorf("event %d: what is not said is \"\" instead of null", i)
+			}
+		}
+	}
+}
+
+// checkPublished compares what was published with the pushes and deletes of a
+// sample; pushes with a hint are not compared here.
+func checkPublished(t *testing.T, m *memory, want []sampleEvent) {
+	t.Helper()
+	var got, expected [][4]string
+	for _, p := range m.pushes(t) {
+		if p.Hint == "" {
+			got = append(got, [4]string{p.Registry, p.Repository, p.Tag, p.Digest})
+		}
+	}
+	for _, d := range m.deletes(t) {
+		got = append(got, [4]string{d.Registry, d.Repository, d.Tag, d.Digest})
+	}
+	for _, action := range []string{"push", "delete"} {
+		for _, e := range want {
+			if e.Action == action && e.Registry != nil {
+				expected = append(expected, e.fields())
+			}
+		}
+	}
+	if !reflect.DeepEqual(got, expected) {
+		t.Errorf("published %q, want %q", got, expected)
+	}
+}
+
+func TestOwnSamples(t *testing.T) {
+	names, err := filepath.Glob("testdata/hooks/*.json")
+	if err != nil || len(names) < 10 {
+		t.Fatalf("%d samples, %v", len(names), err)
+	}
+	for _, name := range names {
+		t.Run(strings.TrimSuffix(filepath.Base(name), ".json"), func(t *testing.T) {
+			content, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var in sample
+			decoder := json.NewDecoder(bytes.NewReader(content))
+			decoder.DisallowUnknownFields()
+			if err := decoder.Decode(&in); err != nil {
+				t.Fatal(err)
+			}
+			header := http.Header{}
+			for k, v := range in.Headers {
+				header.Set(k, v)
+			}
+			checkDecode(t, in.Kind, in.Registry, header, in.Body, in.Status, in.Events)
+
+			src := Source{Kind: in.Kind, Registry: in.Registry, AnyRegistry: in.Registry == "", Auth: Auth{None: true}}
+			s, m := start(t, src)
+			if w := call(s, http.MethodPost, "/hooks/s", header, in.Body); w.Code != in.Status {
+				t.Errorf("got %d, want %d", w.Code, in.Status)
+			}
+			checkPublished(t, m, in.Events)
+			hints := 0
+			for _, e := range in.Events {
+				if e.Hint {
+					hints++
+				}
+			}
+			published := 0
+			for _, p := range m.pushes(t) {
+				if p.Hint != "" {
+					published++
+				}
+			}
+			if published != hints || len(m.letters) != in.Dead {
+				t.Errorf("got %d hints and %d dead letters, want %d and %d", published, len(m.letters), hints, in.Dead)
+			}
+		})
+	}
+}
+
+// TestSharedSamples decodes every sample of the kinds that exist, through the
+// HTTP handler and with the secret that the sample was sent with.
+func TestSharedSamples(t *testing.T) {
+	root := filepath.Join("..", "..", "..", "shared", "registry-events")
+	index, err := os.ReadFile(filepath.Join(root, "INDEX.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("the samples of registry events are not beside the repository")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list struct {
+		Samples []struct{ Source, Name string }
+	}
+	if err := json.Unmarshal(index, &list); err != nil {
+		t.Fatal(err)
+	}
+	done := map[string]int{}
+	for _, entry := range list.Samples {
+		if _, ok := hook.Find(entry.Source); !ok {
+			continue // a kind of later work
+		}
+		done[entry.Source]++
+		t.Run(entry.Source+"/"+entry.Name, func(t *testing.T) {
+			content, err := os.ReadFile(filepath.Join(root, entry.Source, entry.Name+".meta.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var meta struct {
+				BodyFile string            `json:"body_file"`
+				Headers  map[string]string `json:"headers"`
+				Expected struct {
+					HTTPStatus int `json:"http_status"`
+				} `json:"expected"`
+				Events []sampleEvent `json:"expected_events"`
+				Auth   *struct {
+					Scheme, Header, Value, Secret string
+					Valid                         *bool
+				} `json:"auth"`
+			}
+			if err := json.Unmarshal(content, &meta); err != nil {
+				t.Fatal(err)
+			}
+			body, err := os.ReadFile(filepath.Join(root, entry.Source, meta.BodyFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			header := http.Header{}
+			for k, v := range meta.Headers {
+				header.Set(k, v)
+			}
+			checkDecode(t, entry.Source, "", header, body, meta.Expected.HTTPStatus, meta.Events)
+
+			src := Source{Kind: entry.Source, AnyRegistry: true, Auth: Auth{None: true}}
+			if meta.Auth != nil {
+				if meta.Auth.Scheme != "shared-header" {
+					t.Fatalf("authentication %q is not known to this test", meta.Auth.Scheme)
+				}
+				src.Auth = Auth{Header: &HeaderAuth{Name: meta.Auth.Header, ValueFile: file(t, meta.Auth.Value)}}
+			}
+			s, m := start(t, src)
+			if w := call(s, http.MethodPost, "/hooks/s", header.Clone(), body); w.Code != meta.Expected.HTTPStatus {
+				t.Errorf("got %d, want %d", w.Code, meta.Expected.HTTPStatus)
+			}
+			checkPublished(t, m, meta.Events)
+			if len(m.letters) != 0 {
+				t.Errorf("%d dead letters: %s", len(m.letters), m.letters[0].reason)
+			}
+			if meta.Auth == nil {
+				return
+			}
+			header.Set(meta.Auth.Header, meta.Auth.Value+"x")
+			s, m = start(t, src)
+			if w := call(s, http.MethodPost, "/hooks/s", header, body); w.Code != http.StatusUnauthorized || len(m.events) != 0 {
+				t.Errorf("with another secret: got %d and %d events, want 401 and 0", w.Code, len(m.events))
+			}
+		})
+	}
+	if done["distribution"] < 10 || done["gitlab"] < 2 || done["cloudevents"] < 2 {
+		t.Errorf("only %v were tried", done)
+	}
+}
+
+// TestSharedSignedSamples checks the signatures of all samples that carry one,
+// whatever their kind: the bytes of the file are what was signed.
+func TestSharedSignedSamples(t *testing.T) {
+	root := filepath.Join("..", "..", "..", "shared", "registry-events")
+	metas, err := filepath.Glob(filepath.Join(root, "*", "*.meta.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(metas) == 0 {
+		t.Skip("the samples of registry events are not beside the repository")
+	}
+	valid, invalid := 0, 0
+	for _, name := range metas {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var meta struct {
+			BodyFile string            `json:"body_file"`
+			Headers  map[string]string `json:"headers"`
+			Auth     *struct {
+				Scheme, Header, Secret string
+				Valid                  *bool
+			} `json:"auth"`
+		}
+		if err := json.Unmarshal(content, &meta); err != nil {
+			t.Fatal(err)
+		}
+		if meta.Auth == nil || !strings.HasPrefix(meta.Auth.Scheme, "hmac-") {
+			continue
+		}
+		body, err := os.ReadFile(filepath.Join(filepath.Dir(name), meta.BodyFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		algorithm := strings.Split(meta.Auth.Scheme, "-")[1]
+		prefix := ""
+		if strings.HasSuffix(meta.Auth.Scheme, "-prefixed") {
+			prefix = algorithm + "="
+		}
+		header := http.Header{}
+		for k, v := range meta.Headers {
+			header.Set(k, v)
+		}
+		want := http.StatusAccepted
+		if meta.Auth.Valid != nil && !*meta.Auth.Valid {
+			want = http.StatusUnauthorized
+			invalid++
+		} else {
+			valid++
+		}
+		s, m := start(t, Source{Kind: "cloudevents", Registry: "r.example", Auth: Auth{HMAC: &HMACAuth{
+			Header: meta.Auth.Header, Algorithm: algorithm, Prefix: prefix, SecretFile: file(t, meta.Auth.Secret),
+		}}})
+		if w := call(s, http.MethodPost, "/hooks/s", header, body); w.Code != want {
+			t.Errorf("%s: got %d, want %d", name, w.Code, want)
+		}
+		if want == http.StatusUnauthorized && len(m.events)+len(m.letters) != 0 {
+			t.Errorf("%s: a bad signature stored something", name)
+		}
+		header.Del(meta.Auth.Header)
+		if w := call(s, http.MethodPost, "/hooks/s", header, body); w.Code != http.StatusUnauthorized {
+			t.Errorf("%s, without its signature: got %d, want 401", name, w.Code)
+		}
+	}
+	if valid < 10 || invalid < 1 {
+		t.Errorf("only %d valid and %d invalid signatures were tried", valid, invalid)
+	}
+}
+
+// FuzzHandler: whatever comes, the answer is one that a sender may be given.
+func FuzzHandler(f *testing.F) {
+	f.Add("distribution", "POST", "application/json", "Bearer token", push("1", "a", "1"))
+	f.Add("distribution", "POST", "", "", []byte("x"))
+	f.Add("cloudevents", "OPTIONS", "", "Bearer token", []byte{})
+	f.Add("cloudevents", "POST", "application/cloudevents+json", "Bearer token", []byte(`{"specversion":"1.0","type":"x.pushed","subject":"a:1"}`))
+	f.Add("other", "POST", "", "Bearer token", []byte(`{}`))
+	token := file(f, "token")
+	auth := Auth{Bearer: &BearerAuth{TokenFile: token}}
+	sources := Sources{}
+	for _, k := range hook.Kinds() {
+		sources[k.Name] = Source{Kind: k.Name, AnyRegistry: true, Auth: auth}
+	}
+	s, m := startWith(f, DefaultConfig(), sources)
+	f.Fuzz(func(t *testing.T, id, method, contentType, authorization string, body []byte) {
+		m.events, m.letters = nil, nil
+		r := httptest.NewRequest(http.MethodPost, "/hooks/s", bytes.NewReader(body))
+		r.Method = method
+		r.URL.Path = "/hooks/" + id
+		r.Header = http.Header{"Content-Type": {contentType}, "Authorization": {authorization}}
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, r)
+		authentic := authorization != "" && strings.EqualFold(strings.SplitN(authorization, " ", 2)[0], "Bearer") &&
+			strings.HasSuffix(authorization, " token")
+		_, known := sources[id]
+		switch w.Code {
+		case http.StatusAccepted, http.StatusOK, http.StatusNoContent:
+			if !authentic || !known {
+				t.Fatalf("%d for %q with %q", w.Code, id, authorization)
+			}
+		case http.StatusUnauthorized, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge,
+			http.StatusMovedPermanently, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+			if len(m.events)+len(m.letters) != 0 {
+				t.Fatalf("%d stored something", w.Code)
+			}
+			if authentic && known && method == http.MethodPost && w.Code == http.StatusUnauthorized {
+				t.Fatal("401 for the right token")
+			}
+		default:
+			t.Fatalf("got %d", w.Code)
+		}
+		for _, ev := range m.events {
+			if err := ev.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(ev.Subject(), "/") {
+				t.Fatalf("subject %q", ev.Subject())
+			}
+		}
+	})
+}

@@ -1,0 +1,187 @@
+package intake
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/textproto"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/services/intake/hook"
+)
+
+// Sources are the configured senders by id, the section "sources" of the
+// configuration. The id is the last part of the URL: /hooks/<id>.
+type Sources map[string]Source
+
+// Source is one configured sender of webhooks.
+type Source struct {
+	// Kind of what it sends: one of hook.Kinds.
+	Kind string `yaml:"kind"`
+	// Registry is the host[:port] the source is bound to: its events are about
+	// this registry, whatever they name.
+	Registry string `yaml:"registry"`
+	// AnyRegistry lets the payload name the registry; only registries of the
+	// configuration are ever connected to.
+	AnyRegistry bool `yaml:"anyRegistry"`
+	// Paths bounds the repositories: each is a repository or the path above some.
+	// Empty: all of the registry.
+	Paths []string `yaml:"paths"`
+	Auth  Auth     `yaml:"auth"`
+	// Lane of its pushes: "fresh" (default) or "bulk".
+	Lane string `yaml:"lane"`
+	// Quota is how many events a minute may go in its lane; what is over goes in
+	// the bulk lane. 0: no bound.
+	Quota int `yaml:"quota"`
+	// Origins are allowed to make a CloudEvents handshake without authentication,
+	// for senders that cannot authenticate it.
+	Origins []string `yaml:"origins"`
+}
+
+// Auth says how a source proves itself: exactly one of the fields. Secrets are
+// read from files or environment variables; each line of them is a valid
+// secret, at most two, so that one can be replaced by another.
+type Auth struct {
+	Bearer *BearerAuth `yaml:"bearer"`
+	Basic  *BasicAuth  `yaml:"basic"`
+	HMAC   *HMACAuth   `yaml:"hmac"`
+	Header *HeaderAuth `yaml:"header"`
+	// None takes events from anybody. It must be asked for.
+	None bool `yaml:"none"`
+}
+
+// BearerAuth is "Authorization: Bearer <token>" (RFC 6750, 2.1).
+type BearerAuth struct {
+	TokenFile string `yaml:"tokenFile"`
+	TokenEnv  string `yaml:"tokenEnv"`
+}
+
+// BasicAuth is "Authorization: Basic …" (RFC 7617).
+type BasicAuth struct {
+	Username     string `yaml:"username"`
+	PasswordFile string `yaml:"passwordFile"`
+	PasswordEnv  string `yaml:"passwordEnv"`
+}
+
+// HMACAuth is a header with the hex HMAC (RFC 2104) of the body.
+type HMACAuth struct {
+	Header     string `yaml:"header"`
+	Algorithm  string `yaml:"algorithm"` // "sha256" (default) or "sha1"
+	Prefix     string `yaml:"prefix"`    // before the hex digits, for example "sha256="
+	SecretFile string `yaml:"secretFile"`
+	SecretEnv  string `yaml:"secretEnv"`
+}
+
+// HeaderAuth is a header with an agreed value.
+type HeaderAuth struct {
+	Name      string `yaml:"name"`
+	ValueFile string `yaml:"valueFile"`
+	ValueEnv  string `yaml:"valueEnv"`
+}
+
+var sourceID = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+// Validate returns everything that is wrong with the sources.
+func (s Sources) Validate() error {
+	var problems []error
+	for _, id := range slices.Sorted(maps.Keys(s)) {
+		if !sourceID.MatchString(id) {
+			problems = append(problems, fmt.Errorf("source %q: an id is made of a-z, 0-9, \".\", \"_\" and \"-\", at most 63", id))
+		}
+		if err := s[id].validate(); err != nil {
+			problems = append(problems, fmt.Errorf("source %q: %w", id, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (s Source) validate() error {
+	var problems []error
+	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if _, ok := hook.Find(s.Kind); !ok {
+		var names []string
+		for _, k := range hook.Kinds() {
+			names = append(names, k.Name)
+		}
+		add("kind %q is none of %s", s.Kind, strings.Join(names, ", "))
+	}
+	switch {
+	case s.Registry == "" && !s.AnyRegistry:
+		add("registry is missing: name the host, or set anyRegistry to let the payload name it")
+	case s.Registry != "" && s.AnyRegistry:
+		add("registry and anyRegistry exclude each other")
+	case s.Registry != "" && !contracts.ValidRegistry(s.Registry):
+		add("registry %q is not host[:port]", s.Registry)
+	}
+	for _, p := range s.Paths {
+		if !contracts.ValidRepository(strings.TrimSuffix(p, "/")) {
+			add("path %q is not a repository or the path above some", p)
+		}
+	}
+	if s.Lane != "" && s.Lane != contracts.LaneFresh && s.Lane != contracts.LaneBulk {
+		add("lane %q is neither fresh nor bulk", s.Lane)
+	}
+	if s.Quota < 0 {
+		add("quota %d is below 0", s.Quota)
+	}
+	problems = append(problems, s.Auth.validate())
+	return errors.Join(problems...)
+}
+
+func (a Auth) validate() error {
+	chosen := 0
+	for _, is := range []bool{a.Bearer != nil, a.Basic != nil, a.HMAC != nil, a.Header != nil, a.None} {
+		if is {
+			chosen++
+		}
+	}
+	if chosen != 1 {
+		return fmt.Errorf("auth: %d of bearer, basic, hmac, header and none are set, exactly one is needed", chosen)
+	}
+	switch {
+	case a.Bearer != nil:
+		return oneOf("auth.bearer.token", a.Bearer.TokenFile, a.Bearer.TokenEnv)
+	case a.Basic != nil && a.Basic.Username == "":
+		return errors.New("auth.basic.username is missing")
+	case a.Basic != nil:
+		return oneOf("auth.basic.password", a.Basic.PasswordFile, a.Basic.PasswordEnv)
+	case a.Header != nil && !headerName(a.Header.Name):
+		return fmt.Errorf("auth.header.name %q is not a header", a.Header.Name)
+	case a.Header != nil:
+		return oneOf("auth.header.value", a.Header.ValueFile, a.Header.ValueEnv)
+	case a.HMAC != nil && !headerName(a.HMAC.Header):
+		return fmt.Errorf("auth.hmac.header %q is not a header", a.HMAC.Header)
+	case a.HMAC != nil && a.HMAC.Algorithm != "" && hashes[a.HMAC.Algorithm] == nil:
+		return fmt.Errorf("auth.hmac.algorithm %q is neither sha256 nor sha1", a.HMAC.Algorithm)
+	case a.HMAC != nil:
+		return oneOf("auth.hmac.secret", a.HMAC.SecretFile, a.HMAC.SecretEnv)
+	}
+	return nil
+}
+
+func oneOf(what, file, env string) error {
+	if (file == "") == (env == "") {
+		return fmt.Errorf("%sFile or %sEnv: exactly one is needed", what, what)
+	}
+	return nil
+}
+
+var headerPattern = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
+
+func headerName(s string) bool { return headerPattern.MatchString(s) }
+
+// covers says whether a repository is within the source's paths.
+func (s Source) covers(repository string) bool {
+	if len(s.Paths) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(s.Paths, func(p string) bool {
+		p = strings.TrimSuffix(p, "/")
+		return repository == p || strings.HasPrefix(repository, p+"/")
+	})
+}
+
+func canonical(header string) string { return textproto.CanonicalMIMEHeaderKey(header) }
