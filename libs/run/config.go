@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/url"
 	"os"
 	"reflect"
 	"slices"
@@ -337,4 +338,24 @@ func (c *Config) problem(err error) error {
 		return fmt.Errorf("%s:%d: %s: %w", c.name(), line, y.GetMessage(), ErrConfig)
 	}
 	return fmt.Errorf("%s: %s: %w", c.name(), reflect.TypeOf(err), ErrConfig)
+}
+
+// RedactURL returns a URL without its user's password; what is no URL is not
+// shown at all.
+func RedactURL(raw string) string {
+	if raw == "" {
+		return "not set"
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "not a URL"
+	}
+	query := u.Query()
+	for name := range query {
+		if strings.Contains(strings.ToLower(name), "password") {
+			query.Set(name, "xxxxx")
+		}
+	}
+	u.RawQuery = query.Encode()
+	return u.Redacted()
 }

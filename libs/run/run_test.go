@@ -270,3 +270,18 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestRedactURL(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                 "not set",
+		"sqlite:///data/x.db":              "sqlite:///data/x.db",
+		"postgres://u:hunter2@h:5432/d":    "postgres://u:xxxxx@h:5432/d",
+		"postgres://h/d?password=hunter2":  "postgres://h/d?password=xxxxx",
+		"redis://:hunter2@h/0":             "redis://:xxxxx@h/0",
+		"postgres://u:hun\x7fter2@h:5432/": "not a URL",
+	} {
+		if got := RedactURL(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
