@@ -152,6 +152,7 @@ type Bus struct {
 	mu       sync.Mutex
 	troubles map[string]error // what keeps the consumer from working, by what
 	consumed map[string]bool  // topics of all subscriptions
+	members  int              // subscriptions that have their partitions now
 }
 
 // New returns a bus for the named service; nothing is connected yet. reg may be
@@ -230,6 +231,19 @@ func (b *Bus) Ready() error {
 	}
 	sort.Strings(whats)
 	return fmt.Errorf("%s: %w", whats[0], b.troubles[whats[0]])
+}
+
+// Joined says whether a subscription has been given its partitions.
+func (b *Bus) Joined() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.members > 0
+}
+
+func (b *Bus) member(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.members += n
 }
 
 // trouble records what keeps the bus from working; nil ends it.

@@ -221,6 +221,8 @@ func (c *consumer) generation(ctx, genCtx context.Context, gen *kafka.Generation
 	}
 	c.b.log.InfoContext(ctx, "partitions assigned", "group", c.group, "generation", gen.ID, "partitions", len(f.queues))
 
+	c.b.member(1)
+	defer c.b.member(-1)
 	var workers, rest sync.WaitGroup
 	for _, q := range f.queues {
 		if c.sources[q.topic].retry {

@@ -3,7 +3,6 @@ package bus
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -316,6 +315,9 @@ func newDeadLetter(m kafka.Message) deadLetter {
 
 // topicsThat returns the names of the topics that exist and are asked for.
 func (b *Bus) topicsThat(ctx context.Context, want func(string) bool) ([]string, error) {
+	if err := b.refresh(ctx); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	meta, err := b.client.Metadata(ctx, &kafka.MetadataRequest{})
@@ -327,9 +329,6 @@ func (b *Bus) topicsThat(ctx context.Context, want func(string) bool) ([]string,
 		if t.Error == nil && want(t.Name) {
 			names = append(names, t.Name)
 		}
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, errors.Join(err)
 	}
 	return names, nil
 }

@@ -225,6 +225,17 @@ func (b *Bus) partitions(ctx context.Context, want func(topic string) bool) (map
 	return parts, nil
 }
 
+// refresh renews what the connection knows of topics: it keeps that for a few
+// seconds, and offers no other way than a request that creates topics, here none.
+func (b *Bus) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if _, err := b.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{}); err != nil {
+		return fmt.Errorf("read topics: %w", err)
+	}
+	return nil
+}
+
 // offsets returns the first offset of a partition and the one after its last.
 func (b *Bus) offsets(ctx context.Context, p position) (first, end int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)

@@ -9,11 +9,11 @@ import (
 // metrics of one service's bus. Several buses may share a registerer: the
 // vectors are shared then, and the service is a label.
 type metrics struct {
-	handled         *prometheus.CounterVec   // type, outcome
-	seconds         prometheus.ObserverVec   // type
-	deadLetters     *prometheus.CounterVec   // topic
-	lag             *prometheus.GaugeVec     // topic
-	publishFailures prometheus.Counter       //
+	handled         *prometheus.CounterVec // type, outcome
+	seconds         prometheus.ObserverVec // type
+	deadLetters     *prometheus.CounterVec // topic
+	lag             *prometheus.GaugeVec   // topic
+	publishFailures prometheus.Counter     //
 }
 
 func newMetrics(reg prometheus.Registerer, service string) *metrics {
