@@ -9,10 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"sync/atomic"
-
-	"github.com/google/osv-scalibr/semantic"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/services/advisor/snapshot"
@@ -25,22 +22,17 @@ const Version = "1"
 // Matcher matches inventories with one snapshot under one policy. It may be
 // used by several goroutines at once, and not after its snapshot is closed.
 type Matcher struct {
-	snap   *snapshot.Snapshot
-	policy *policy.Policy
-	bounds []atomic.Pointer[entryBounds] // by Entry.Index: versions parsed so far
-	cache  *cache
-	cover  map[string]map[string]bool // base ecosystem → releases; "" is all of them
-}
-
-// entryBounds are the parsed bounds of one package name, each filled when first needed.
-type entryBounds struct {
-	parsed []atomic.Pointer[semantic.Version]
+	snap    *snapshot.Snapshot
+	policy  *policy.Policy
+	entries []atomic.Pointer[entryFacts] // by Entry.Index
+	cache   *cache
+	cover   map[string]map[string]bool // base ecosystem → releases; "" is all of them
 }
 
 // New returns a matcher.
 func New(snap *snapshot.Snapshot, pol *policy.Policy) *Matcher {
 	m := &Matcher{
-		snap: snap, policy: pol, bounds: make([]atomic.Pointer[entryBounds], snap.Entries()),
+		snap: snap, policy: pol, entries: make([]atomic.Pointer[entryFacts], snap.Entries()),
 		cache: newCache(), cover: map[string]map[string]bool{},
 	}
 	for ecosystem := range snap.Stats().Ecosystems {
@@ -178,7 +170,7 @@ func (m *Matcher) uncoveredReason(ecosystem string, n int) string {
 // finish sorts the report and evaluates the policy.
 func (m *Matcher) finish(r *contracts.Report) {
 	m.policy.Excuse(r.Findings, m.snap.Newest())
-	slices.SortStableFunc(r.Findings, compareFindings)
+	slices.SortStableFunc(r.Findings, func(a, b contracts.Finding) int { return compareFindings(&a, &b) })
 	r.Counts = Count(r.Findings)
 	slices.SortStableFunc(r.Lags, func(a, b contracts.Lag) int {
 		return cmp.Or(cmp.Compare(a.Product, b.Product), cmp.Compare(a.Version, b.Version))
@@ -191,19 +183,26 @@ func (m *Matcher) finish(r *contracts.Report) {
 }
 
 // compareFindings puts the worst first.
-func compareFindings(a, b contracts.Finding) int {
-	exploited := func(f contracts.Finding) int {
-		if f.KEV {
-			return 1
-		}
-		return 0
+func compareFindings(a, b *contracts.Finding) int {
+	if c := cmp.Compare(contracts.SeverityRank(b.Severity), contracts.SeverityRank(a.Severity)); c != 0 {
+		return c
 	}
-	return cmp.Or(
-		cmp.Compare(contracts.SeverityRank(b.Severity), contracts.SeverityRank(a.Severity)),
-		cmp.Compare(exploited(b), exploited(a)),
-		cmp.Compare(a.ID, b.ID), cmp.Compare(a.Package.PURL, b.Package.PURL), cmp.Compare(a.Platform, b.Platform),
-		cmp.Compare(strings.Join(a.Paths, "\n"), strings.Join(b.Paths, "\n")),
-	)
+	if a.KEV != b.KEV {
+		if a.KEV {
+			return -1
+		}
+		return 1
+	}
+	if c := cmp.Compare(a.ID, b.ID); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.Package.PURL, b.Package.PURL); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.Platform, b.Platform); c != 0 {
+		return c
+	}
+	return slices.Compare(a.Paths, b.Paths)
 }
 
 // Count counts the findings that affect the image.

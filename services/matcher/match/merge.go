@@ -2,175 +2,141 @@ package match
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
-
-	"github.com/google/osv-scalibr/semantic"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/services/advisor/snapshot"
 )
 
-func newVersions(n int) []atomic.Pointer[semantic.Version] {
-	return make([]atomic.Pointer[semantic.Version], n)
-}
-
-// merge makes one finding of each vulnerability. Advisories that name each
-// other or the same vulnerability as an alias are one. A distribution's
-// advisory that answers several vulnerabilities (OSV's upstream) gives a
-// finding for each of them.
-func (m *Matcher) merge(entry snapshot.Entry, hits []hit, k key) []contracts.Finding {
+// merge makes one finding of each vulnerability that the hits are about.
+func merge(entry snapshot.Entry, hits []hit, k key) []contracts.Finding {
 	if len(hits) == 0 {
 		return nil
 	}
-	same := union{}
-	for _, h := range hits {
-		if len(h.record.Upstream) == 0 {
-			for _, alias := range h.record.Aliases {
-				same.join(h.record.ID, alias)
+	type found struct{ group, hit, part int }
+	var parts []found
+	for i, h := range hits {
+		for j := range h.advice.parts {
+			parts = append(parts, found{h.advice.parts[j].group, i, j})
+		}
+	}
+	slices.SortFunc(parts, func(a, b found) int {
+		if a.group != b.group {
+			return a.group - b.group
+		}
+		return a.hit - b.hit
+	})
+	findings := make([]contracts.Finding, 0, len(parts))
+	var together []hit
+	for i, p := range parts {
+		h := hits[p.hit]
+		if i > 0 && parts[i-1].group == p.group {
+			f := &findings[len(findings)-1]
+			if together[len(together)-1].advice != h.advice {
+				together = append(together, h)
 			}
+			combine(f, &h.advice.parts[p.part].finding)
+		} else {
+			together = append(together[:0], h)
+			findings = append(findings, h.advice.parts[p.part].finding)
+		}
+		if i+1 == len(parts) || parts[i+1].group != p.group {
+			complete(&findings[len(findings)-1], entry, together, k)
 		}
 	}
-	type group struct {
-		names []string
-		hits  []hit
-	}
-	groups := map[string]*group{}
-	var order []string
-	add := func(name string, h hit) {
-		root := same.find(name)
-		g := groups[root]
-		if g == nil {
-			g = &group{}
-			groups[root] = g
-			order = append(order, root)
-		}
-		g.names = append(g.names, name, h.record.ID)
-		if len(h.record.Upstream) <= 1 {
-			g.names = append(g.names, h.record.Aliases...)
-		}
-		g.hits = append(g.hits, h)
-	}
-	for _, h := range hits {
-		if len(h.record.Upstream) == 0 {
-			add(h.record.ID, h)
-		}
-		for _, vulnerability := range h.record.Upstream {
-			add(vulnerability, h)
-		}
-	}
-	findings := make([]contracts.Finding, 0, len(order))
-	for _, root := range order {
-		findings = append(findings, m.finding(entry, groups[root].names, groups[root].hits, k))
-	}
-	slices.SortFunc(findings, compareFindings)
 	return findings
 }
 
-// union is a union-find over names.
-type union map[string]string
-
-func (u union) find(name string) string {
-	for {
-		up, ok := u[name]
-		if !ok {
-			return name
-		}
-		name = up
-	}
-}
-
-func (u union) join(a, b string) {
-	a, b = u.find(a), u.find(b)
-	if a == b {
-		return
-	}
-	if b < a { // the same root whatever the order
-		a, b = b, a
-	}
-	u[b] = a
-}
-
-// finding makes one finding of what several advisories say of one vulnerability.
-func (m *Matcher) finding(entry snapshot.Entry, names []string, hits []hit, k key) contracts.Finding {
+// combine adds to a finding what another advisory says of the same
+// vulnerability: the worse is believed.
+func combine(f, other *contracts.Finding) {
+	names := append(append([]string{f.ID, other.ID}, f.Aliases...), other.Aliases...)
 	slices.SortFunc(names, compareNames)
 	names = slices.Compact(names)
-	f := contracts.Finding{ID: names[0], Severity: contracts.SeverityUnknown, Status: contracts.StatusAffected}
-	if len(names) > 1 {
-		f.Aliases = slices.Clone(names[1:])
+	f.ID, f.Aliases = names[0], names[1:]
+	if contracts.SeverityRank(other.Severity) > contracts.SeverityRank(f.Severity) {
+		f.Severity = other.Severity
 	}
-	for _, name := range names {
-		if !strings.HasPrefix(name, "CVE-") {
-			continue
-		}
-		f.KEV = f.KEV || m.snap.KEV(name)
-		if band, ok := m.snap.EPSS(name); ok && bandRank(band) > bandRank(f.EPSS) {
-			f.EPSS = band
-		}
+	if other.Score != nil && (f.Score == nil || *other.Score > *f.Score) {
+		f.Score, f.Vector = other.Score, other.Vector
 	}
-	var fixed []int
-	for _, h := range hits {
-		if contracts.SeverityRank(h.record.Severity) > contracts.SeverityRank(f.Severity) {
-			f.Severity = h.record.Severity
-		}
-		if h.record.HasScore && (f.Score == nil || h.record.Score > *f.Score) {
-			score := h.record.Score
-			f.Score, f.Vector = &score, h.record.Vector
-		}
-		if f.Summary == "" || h.record.ID == f.ID {
-			f.Summary = cmp.Or(h.record.Summary, f.Summary)
-		}
-		f.Malware = f.Malware || h.record.Malware
-		fixed = append(fixed, h.fixed...)
+	f.Summary = cmp.Or(f.Summary, other.Summary)
+	f.KEV = f.KEV || other.KEV
+	f.Malware = f.Malware || other.Malware
+	if bandRank(other.EPSS) > bandRank(f.EPSS) {
+		f.EPSS = other.EPSS
 	}
-	if f.Malware {
-		f.Severity = contracts.SeverityCritical
+}
+
+// complete writes what depends on the version: what mends it, and which
+// advisories and ranges said so.
+func complete(f *contracts.Finding, entry snapshot.Entry, hits []hit, k key) {
+	fixed := hits[0].fixed
+	for _, h := range hits[1:] {
+		fixed = append(fixed[:len(fixed):len(fixed)], h.fixed...)
 	}
-	slices.Sort(fixed)
-	for _, bound := range slices.Compact(fixed) {
-		f.Fixed = append(f.Fixed, entry.Bound(bound))
+	if len(fixed) > 1 {
+		fixed = slices.Clone(fixed)
+		slices.Sort(fixed)
+		fixed = slices.Compact(fixed)
+	}
+	if len(fixed) > 0 {
+		f.Fixed = make([]string, len(fixed))
+		for i, bound := range fixed {
+			f.Fixed[i] = entry.Bound(bound)
+		}
 	}
 	f.Reason = reason(entry, hits, k)
-	return f
 }
 
 // maxReasonHits bounds how many advisories a reason names.
 const maxReasonHits = 3
 
 func reason(entry snapshot.Entry, hits []hit, k key) string {
-	var parts []string
+	var b strings.Builder
+	b.Grow(128)
 	for i, h := range hits {
+		if i > 0 {
+			b.WriteString("; ")
+		}
 		if i == maxReasonHits {
-			parts = append(parts, fmt.Sprintf("and %d more", len(hits)-i))
+			b.WriteString("and " + strconv.Itoa(len(hits)-i) + " more")
 			break
 		}
-		parts = append(parts, fmt.Sprintf("%s: %s %s %s", h.record.ID, k.ecosystem, k.name, rangeText(entry, h.Hit, k.version)))
+		b.WriteString(h.advice.id)
+		b.WriteString(": ")
+		b.WriteString(k.ecosystem)
+		b.WriteByte(' ')
+		b.WriteString(k.name)
+		writeRange(&b, entry, h.Hit, k.version)
 	}
-	return strings.Join(parts, "; ")
+	return b.String()
 }
 
-func rangeText(entry snapshot.Entry, h snapshot.Hit, version string) string {
-	if h.Listed {
-		return "lists " + version
+func writeRange(b *strings.Builder, entry snapshot.Entry, h snapshot.Hit, version string) {
+	switch {
+	case h.Listed:
+		b.WriteString(" lists " + version)
+		return
+	case h.Introduced == snapshot.FromStart && h.Until == snapshot.FromStart:
+		b.WriteString(" all versions")
+		return
 	}
-	var parts []string
 	if h.Introduced != snapshot.FromStart {
-		parts = append(parts, "from "+entry.Bound(h.Introduced))
+		b.WriteString(" from ")
+		b.WriteString(entry.Bound(h.Introduced))
 	}
 	switch {
 	case h.Until == snapshot.FromStart:
 	case h.UntilKind == snapshot.Fixed:
-		parts = append(parts, "before "+entry.Bound(h.Until))
+		b.WriteString(" before ")
+		b.WriteString(entry.Bound(h.Until))
 	default:
-		parts = append(parts, "up to "+entry.Bound(h.Until))
+		b.WriteString(" up to ")
+		b.WriteString(entry.Bound(h.Until))
 	}
-	if len(parts) == 0 {
-		return "all versions"
-	}
-	return strings.Join(parts, " ")
 }
 
 // compareNames puts the name that a finding is best known by first: CVE ids by

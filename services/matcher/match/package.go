@@ -65,9 +65,9 @@ func (m *Matcher) Package(p *contracts.Package) *Result {
 
 // hit is one advisory that affects the version.
 type hit struct {
-	record snapshot.Record
+	advice *advice
 	snapshot.Hit
-	fixed []int
+	fixed []int // bounds
 }
 
 func (m *Matcher) evaluate(k key) *Result {
@@ -87,23 +87,24 @@ func (m *Matcher) evaluate(k key) *Result {
 		return &Result{}
 	}
 	r := &Result{known: true}
+	facts := m.facts(entry)
 	version := snapshot.NormalVersion(base, k.version)
 	var place *snapshot.Place
 	parsed, err := readVersion(base, version)
 	if err == nil {
 		var p snapshot.Place
-		if p, err = entry.Locate(parsed, m.boundsOf(base, entry)); err == nil {
+		if p, err = entry.Locate(parsed, func(i int) (semantic.Version, error) { return facts.bound(base, entry, i) }); err == nil {
 			place = &p
 		}
 	}
-	hits := m.hits(entry, place, release, version, k)
+	hits := m.hits(entry, facts, place, release, version, k)
 	if place == nil && m.anyAbout(entry, release) {
 		r.gap = fmt.Sprintf("version: %s %s %q cannot be compared with its advisories", k.ecosystem, k.name, k.version)
 		if errors.Is(err, snapshot.ErrNoOrder) {
 			r.gap = fmt.Sprintf("no-order: the versions of %s cannot be compared; only those listed one by one were looked for", base)
 		}
 	}
-	r.findings = m.merge(entry, hits, k)
+	r.findings = merge(entry, hits, k)
 	return r
 }
 
@@ -114,27 +115,6 @@ func readVersion(base, version string) (semantic.Version, error) {
 		return nil, fmt.Errorf("%q: %w", version, snapshot.ErrVersion)
 	}
 	return snapshot.ParseVersion(base, version)
-}
-
-// boundsOf returns the parsed bounds of an entry, each parsed once a snapshot.
-func (m *Matcher) boundsOf(base string, entry snapshot.Entry) func(i int) (semantic.Version, error) {
-	slot := &m.bounds[entry.Index()]
-	b := slot.Load()
-	if b == nil || len(b.parsed) != entry.Bounds() {
-		b = &entryBounds{parsed: newVersions(entry.Bounds())}
-		slot.Store(b) // two goroutines may both do so: work is lost, nothing else
-	}
-	return func(i int) (semantic.Version, error) {
-		if v := b.parsed[i].Load(); v != nil {
-			return *v, nil
-		}
-		v, err := snapshot.ParseVersion(base, entry.Bound(i))
-		if err != nil {
-			return nil, err
-		}
-		b.parsed[i].Store(&v)
-		return v, nil
-	}
 }
 
 func (m *Matcher) anyAbout(entry snapshot.Entry, release string) bool {
@@ -148,33 +128,33 @@ func (m *Matcher) anyAbout(entry snapshot.Entry, release string) bool {
 }
 
 // hits returns the advisories that affect the version, one a record, sorted by id.
-func (m *Matcher) hits(entry snapshot.Entry, place *snapshot.Place, release, version string, k key) []hit {
+func (m *Matcher) hits(entry snapshot.Entry, facts *entryFacts, place *snapshot.Place, release, version string, k key) []hit {
 	releaseID, releaseKnown := m.snap.StringID(release)
 	versionID, versionKnown := m.snap.StringID(version)
+	errata := namedByBinary(k.ecosystem)
 	var hits []hit
 	for i := range entry.Candidates() {
 		c := entry.Candidate(i)
 		if !c.About(releaseID, releaseKnown) {
 			continue
 		}
+		a := facts.advice[i]
+		if a.informational {
+			continue
+		}
 		h, ok := c.Evaluate(place, versionID, versionKnown)
-		if !ok || c.Informational() {
+		if !ok || errata && !sameModule(k, a.modules, until(entry, h)) {
 			continue
 		}
-		record := c.Record()
-		if namedByBinary(k.ecosystem) && !sameModule(k, record.Module, until(entry, h)) {
-			continue
-		}
-		j := slices.IndexFunc(hits, func(x hit) bool { return x.record.ID == record.ID })
-		if j < 0 {
-			hits = append(hits, hit{record: record, Hit: h})
-			j = len(hits) - 1
+		// A record's statements follow each other: they were sorted by its id.
+		if n := len(hits); n == 0 || hits[n-1].advice.id != a.id {
+			hits = append(hits, hit{advice: a, Hit: h})
 		}
 		if h.Fixed != snapshot.FromStart {
-			hits[j].fixed = append(hits[j].fixed, h.Fixed)
+			last := &hits[len(hits)-1]
+			last.fixed = append(last.fixed, h.Fixed)
 		}
 	}
-	slices.SortFunc(hits, func(a, b hit) int { return strings.Compare(a.record.ID, b.record.ID) })
 	return hits
 }
 
