@@ -33,7 +33,8 @@ import (
 	"github.com/tidewaiter/tidewaiter/services/attestor/statement"
 )
 
-const service = "attestor"
+// Name is the service's name.
+const Name = "attestor"
 
 //go:embed migrations
 var migrations embed.FS
@@ -104,7 +105,7 @@ func New(cfg Config, d Deps) *Attestor {
 }
 
 // Migrate creates and updates the service's tables.
-func Migrate(ctx context.Context, db *store.DB) error { return db.Migrate(ctx, service, migrations) }
+func Migrate(ctx context.Context, db *store.DB) error { return db.Migrate(ctx, Name, migrations) }
 
 // Handle answers image.matched with image.attested. It is a bus.Handler.
 //
@@ -121,7 +122,7 @@ func (a *Attestor) Handle(ctx context.Context, in event.Event) ([]event.Event, e
 	}
 	log := a.Log.With(slog.String("image", m.Image.String()), slog.Int64("sequence", m.Snapshot.Sequence))
 
-	out, err := a.DB.Once(ctx, service, in, func(context.Context, *sql.Tx) ([]event.Event, error) { return nil, errNew })
+	out, err := a.DB.Once(ctx, Name, in, func(context.Context, *sql.Tx) ([]event.Event, error) { return nil, errNew })
 	if err == nil {
 		return out, a.mend(ctx, log, m.Image)
 	}
@@ -184,7 +185,7 @@ func (a *Attestor) OnDead(in event.Event, reason error) []event.Event {
 	}
 	ev, err := bus.NewEvent(contracts.ImageFailedV1, m.Image.String(), contracts.ImageFailed{
 		Registry: m.Image.Registry, Repository: m.Image.Repository, Tag: m.Tag, Digest: m.Image.Digest,
-		Stage: service, Message: reason.Error(),
+		Stage: Name, Message: reason.Error(),
 	})
 	if err != nil {
 		return nil // the data is plain strings
@@ -214,7 +215,7 @@ func (a *Attestor) check(ctx context.Context, m contracts.ImageMatched) (*contra
 	switch {
 	case report.Digest != m.Image.Digest:
 		return nil, forged("report %s is about %s", m.Report.Digest, report.Digest)
-	case report.Kind != m.Kind, report.Inventory != m.Inventory.Digest, report.Packages != m.Packages, len(report.Gaps) != m.Gaps:
+	case report.Kind != m.Kind, report.Inventory != m.Inventory.Digest:
 		return nil, forged("report %s is about another inventory than the event", m.Report.Digest)
 	case report.Policy != m.Policy:
 		return nil, forged("report %s was made under policy %s, the event says %s", m.Report.Digest, report.Policy, m.Policy)
@@ -343,7 +344,7 @@ func (a *Attestor) sign(ctx context.Context, f statement.Facts, predicateType st
 
 func (a *Attestor) artifact(f statement.Facts, mediaType, predicateType, blob string) artifact {
 	annotations := map[string]string{
-		contracts.AnnotationOwner: service,
+		contracts.AnnotationOwner: Name,
 		annotationSigner:          a.Signer.ID(),
 		annotationSequence:        strconv.FormatInt(f.Snapshot.Sequence, 10),
 		ocispec.AnnotationCreated: f.Time.UTC().Format(time.RFC3339Nano),
@@ -389,7 +390,7 @@ func (a *Attestor) attach(ctx context.Context, log *slog.Logger, subject ocispec
 		return a.push(ctx, log, subject, r)
 	}
 	var pushed error
-	err = a.Locks.WithLock(ctx, "referrers:"+r.Image.String(), service, lockTTL, func(ctx context.Context) error {
+	err = a.Locks.WithLock(ctx, "referrers:"+r.Image.String(), Name, lockTTL, func(ctx context.Context) error {
 		pushed = a.push(ctx, log, subject, r)
 		return pushed
 	})
@@ -455,7 +456,7 @@ func (a *Attestor) clean(ctx context.Context, log *slog.Logger, subject ocispec.
 // leftOver says whether a referrer carries our mark and is not newer than r.
 // Annotations are not signed: they decide what is deleted, never what is believed.
 func (a *Attestor) leftOver(r *record, d ocispec.Descriptor) bool {
-	if d.Annotations[contracts.AnnotationOwner] != service || d.Annotations[annotationSigner] != a.Signer.ID() {
+	if d.Annotations[contracts.AnnotationOwner] != Name || d.Annotations[annotationSigner] != a.Signer.ID() {
 		return false
 	}
 	sequence, err := strconv.ParseInt(d.Annotations[annotationSequence], 10, 64)
@@ -484,7 +485,7 @@ func (a *Attestor) answer(ctx context.Context, in event.Event, r *record) ([]eve
 	bus.Key(&ev, r.Image.Digest)
 	done := *r
 	done.Done, done.Attested = true, attested
-	out, err := a.DB.Once(ctx, service, in, func(ctx context.Context, tx *sql.Tx) ([]event.Event, error) {
+	out, err := a.DB.Once(ctx, Name, in, func(ctx context.Context, tx *sql.Tx) ([]event.Event, error) {
 		if !r.Done {
 			if err := saveRecord(ctx, tx, &done); err != nil {
 				return nil, err

@@ -569,8 +569,6 @@ func TestForgedEvents(t *testing.T) {
 		"counts":              func(m *contracts.ImageMatched) { m.Counts = contracts.Counts{} },
 		"another image":       func(m *contracts.ImageMatched) { m.Image.Digest = contracts.DigestOf([]byte("other")) },
 		"another inventory":   func(m *contracts.ImageMatched) { m.Inventory.Digest = contracts.DigestOf([]byte("other")) },
-		"packages":            func(m *contracts.ImageMatched) { m.Packages = 7 },
-		"gaps":                func(m *contracts.ImageMatched) { m.Gaps = 7 },
 		"kind":                func(m *contracts.ImageMatched) { m.Kind = contracts.KindIndex },
 		"policy":              func(m *contracts.ImageMatched) { m.Policy = contracts.DigestOf([]byte("lax")) },
 		"time":                func(m *contracts.ImageMatched) { m.MatchedAt = start.AddDate(1, 0, 0) },
