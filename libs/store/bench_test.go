@@ -10,6 +10,7 @@ import (
 
 	"github.com/cloudevents/sdk-go/v2/event"
 
+	"github.com/tidewaiter/tidewaiter/libs/store"
 	"github.com/tidewaiter/tidewaiter/libs/store/storetest"
 )
 
@@ -19,14 +20,19 @@ func BenchmarkOnce(b *testing.B) {
 	for _, handles := range []int{1, 6} {
 		b.Run(fmt.Sprintf("handles=%d", handles), func(b *testing.B) {
 			url := storetest.URL(b)
+			dbs := make([]*store.DB, handles)
+			for i := range dbs {
+				dbs[i] = storetest.OpenURL(b, url)
+				if err := dbs[i].Migrate(b.Context(), "test", tables()); err != nil {
+					b.Fatal(err)
+				}
+			}
 			var n, next atomic.Int64
 			b.SetParallelism(handles)
+			b.ResetTimer()
 			b.RunParallel(func(pb *testing.PB) {
-				db := storetest.OpenURL(b, url)
-				if err := db.Migrate(b.Context(), "test", tables()); err != nil {
-					b.Error(err)
-				}
-				service := fmt.Sprintf("service%d", next.Add(1))
+				worker := int(next.Add(1))
+				db, service := dbs[worker%handles], fmt.Sprintf("service%d", worker)
 				for pb.Next() {
 					_, err := db.Once(b.Context(), service, input(fmt.Sprint(n.Add(1))), func(ctx context.Context, tx *sql.Tx) ([]event.Event, error) {
 						_, err := tx.ExecContext(ctx, increment, service)

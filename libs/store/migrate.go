@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 	"embed"
 	"errors"
 	"fmt"
@@ -11,7 +12,6 @@ import (
 	"slices"
 
 	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 )
 
 //go:embed migrations
@@ -39,17 +39,12 @@ func (db *DB) Migrate(ctx context.Context, service string, files fs.FS) error {
 	dialect := goose.DialectSQLite3
 	if db.Dialect == Postgres {
 		dialect = goose.DialectPostgres
-		locker, err := lock.NewPostgresSessionLocker()
-		if err != nil {
-			return fmt.Errorf("migrate %s: %w", service, err)
-		}
-		options = append(options, goose.WithSessionLocker(locker))
 	}
 	provider, err := goose.NewProvider(dialect, db.DB, sources, options...)
 	if err != nil {
 		return fmt.Errorf("migrate %s: %w", service, err)
 	}
-	unlock, err := db.writer.lock(ctx)
+	unlock, err := db.lockMigrations(ctx)
 	if err != nil {
 		return fmt.Errorf("migrate %s: %w", service, err)
 	}
@@ -58,6 +53,32 @@ func (db *DB) Migrate(ctx context.Context, service string, files fs.FS) error {
 		return fmt.Errorf("migrate %s: %w", service, err)
 	}
 	return nil
+}
+
+// migrationLock is the key of PostgreSQL's advisory lock around migrations. It
+// only has to differ from those of others in the same database.
+const migrationLock = 7_433_702_617
+
+// lockMigrations waits until nobody else migrates. goose's own lock asks again
+// every few seconds, which a dozen services that start together would feel.
+func (db *DB) lockMigrations(ctx context.Context) (unlock func(), err error) {
+	if db.Dialect == SQLite {
+		return db.writer.lock(ctx)
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	discard := func() {
+		// The lock ends with its session, so the connection must not go back to the pool.
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		_ = conn.Close()
+	}
+	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock($1)", migrationLock); err != nil {
+		discard()
+		return nil, err
+	}
+	return discard, nil
 }
 
 // overlay shows migrations from several folders as one flat folder, which is

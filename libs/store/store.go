@@ -47,6 +47,10 @@ const (
 	postgresConns = 10
 	// walBytes is what SQLite's log is cut back to after a checkpoint.
 	walBytes = 64 << 20
+	// zstdConcurrency bounds the contents that one handle packs, and unpacks, at once.
+	zstdConcurrency = 2
+	// zstdWindow is how far back in bytes packing looks for repetitions.
+	zstdWindow = 1 << 20
 )
 
 // DB is the database of one service. Queries are written with $1, $2 …, which
@@ -76,11 +80,12 @@ func Open(ctx context.Context, url string) (*DB, error) {
 }
 
 func open(dsn string) (*DB, error) {
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault))
+	// A dozen handles live in one process: they are kept small.
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(zstdConcurrency), zstd.WithWindowSize(zstdWindow), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, fmt.Errorf("prepare zstd: %w", err)
 	}
-	decoder, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxBlob))
+	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(zstdConcurrency), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxBlob))
 	if err != nil {
 		return nil, fmt.Errorf("prepare zstd: %w", err)
 	}

@@ -12,12 +12,16 @@ import (
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/store"
 	"github.com/tidewaiter/tidewaiter/libs/store/storetest"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func tables() fstest.MapFS {
 	return fstest.MapFS{
@@ -226,6 +230,21 @@ func TestBlobs(t *testing.T) {
 	if has, err := db.HasBlob(ctx, missing); err != nil || has {
 		t.Errorf("HasBlob of a missing one: %v, %v", has, err)
 	}
+}
+
+func TestBlobProperties(t *testing.T) {
+	db := storetest.Open(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		part := rapid.SliceOfN(rapid.Byte(), 0, 1000).Draw(rt, "part")
+		content := bytes.Repeat(part, rapid.IntRange(0, 50).Draw(rt, "times"))
+		digest, err := db.PutBlob(t.Context(), content)
+		if err != nil || digest != contracts.DigestOf(content) {
+			rt.Fatalf("put: %s, %v", digest, err)
+		}
+		if got, err := db.Blob(t.Context(), digest); err != nil || !bytes.Equal(got, content) {
+			rt.Fatalf("got %d bytes, %v; want %d", len(got), err, len(content))
+		}
+	})
 }
 
 func TestCorruptBlobIsFoundAndRepaired(t *testing.T) {
