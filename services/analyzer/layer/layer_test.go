@@ -85,8 +85,8 @@ func equal(t *testing.T, what string, got, want []string) {
 func everything() []lt.Option {
 	logCore := lt.Jar("org.apache.logging.log4j", "log4j-core", "2.14.1", nil)
 	fat := lt.Jar("com.example", "shop", "1.0.0", map[string][]byte{
-		"BOOT-INF/lib/log4j-core-2.14.1.jar":    logCore,
-		"BOOT-INF/lib/spring-core-5.3.17.jar":   lt.Zip(map[string][]byte{"META-INF/MANIFEST.MF": []byte("Manifest-Version: 1.0\r\nImplementation-Title: spring-core\r\nImplementation-Version: 5.3.17\r\n\r\n")}),
+		"BOOT-INF/lib/log4j-core-2.14.1.jar":   logCore,
+		"BOOT-INF/lib/spring-core-5.3.17.jar":  lt.Zip(map[string][]byte{"META-INF/MANIFEST.MF": []byte("Manifest-Version: 1.0\r\nImplementation-Title: spring-core\r\nImplementation-Version: 5.3.17\r\n\r\n")}),
 		"BOOT-INF/lib/nothing-to-be-known.jar": lt.Zip(map[string][]byte{"a.class": []byte("x")}),
 	})
 	return []lt.Option{

@@ -1,0 +1,277 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/services/analyzer/layer"
+	lt "github.com/tidewaiter/tidewaiter/services/analyzer/layertest"
+)
+
+// TestMain makes the test's own executable the worker, with an analysis that
+// does harm where the layer asks for it.
+func TestMain(m *testing.M) {
+	if os.Getenv(Environment) == "1" {
+		os.Exit(child(os.Stdin, os.Stdout, harmful))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func harmful(ctx context.Context, r io.Reader, o layer.Options) (*contracts.LayerReport, error) {
+	head := make([]byte, 8)
+	n, _ := io.ReadFull(r, head)
+	switch what := string(head[:n]); {
+	case strings.HasPrefix(what, "PANIC"):
+		panic("something foreign")
+	case strings.HasPrefix(what, "EXIT"):
+		os.Exit(3)
+	case strings.HasPrefix(what, "HANG"):
+		select {}
+	case strings.HasPrefix(what, "LATE"): // reads it all, then hangs
+		_, _ = io.Copy(io.Discard, r)
+		select {}
+	case strings.HasPrefix(what, "EAT"):
+		var eaten [][]byte
+		for {
+			b := make([]byte, 8<<20)
+			for i := range b {
+				b[i] = byte(i)
+			}
+			eaten = append(eaten, b)
+			if len(eaten) > 1<<10 {
+				panic("8 GiB eaten")
+			}
+		}
+	case strings.HasPrefix(what, "ENV"):
+		return &contracts.LayerReport{Digest: strings.Join(os.Environ(), "\n")}, nil
+	case strings.HasPrefix(what, "FILES"):
+		names, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			return nil, err
+		}
+		rep := &contracts.LayerReport{}
+		for _, f := range names {
+			if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil {
+				rep.Whiteouts = append(rep.Whiteouts, to)
+			}
+		}
+		return rep, nil
+	}
+	return layer.Analyze(ctx, io.MultiReader(bytes.NewReader(head[:n]), r), o)
+}
+
+func newPool(t *testing.T, cfg Config) *Pool {
+	t.Helper()
+	p := New(cfg)
+	t.Cleanup(p.Close)
+	return p
+}
+
+func good() lt.Layer {
+	return lt.Gzip(lt.Text("a/node_modules/x/package.json", `{"name":"x","version":"1.0.0"}`))
+}
+
+// works proves that the pool is of use after whatever happened before.
+func works(t *testing.T, p *Pool) {
+	t.Helper()
+	l := good()
+	r, cpu, err := p.Analyze(t.Context(), bytes.NewReader(l.Compressed), layer.Options{Digest: l.Digest, Verify: true})
+	if err != nil {
+		t.Fatalf("Analyze: %v", err)
+	}
+	if r.DiffID != l.DiffID || len(r.Packages) != 1 || len(r.Gaps) != 0 || cpu <= 0 {
+		t.Errorf("report %+v, CPU %s", r, cpu)
+	}
+}
+
+func TestReportsAsInProcess(t *testing.T) {
+	p := newPool(t, Config{Workers: 1, Recycle: 2})
+	for range 5 { // over two replacements
+		works(t, p)
+	}
+}
+
+func TestHarm(t *testing.T) {
+	cases := []struct{ what, reason string }{
+		{"PANIC", "analyzer crashed: panic: something foreign"},
+		{"EXIT", "analyzer crashed: exit status 3"},
+		{"HANG", "limit: time"},
+		{"LATE", "limit: time"},
+		{"EAT", "limit: memory"},
+	}
+	for _, c := range cases {
+		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
+			stall := time.Minute
+			if c.reason == "limit: time" {
+				stall = 300 * time.Millisecond
+			}
+			p := newPool(t, Config{Workers: 1, Stall: stall})
+			// Far more than the pipe holds, so that a hang is met while sending.
+			size := 4 << 20
+			if c.what == "LATE" || c.what == "EAT" {
+				size = 100
+			}
+			in := bytes.NewReader(append([]byte(c.what), make([]byte, size)...))
+			r, _, err := p.Analyze(t.Context(), in, layer.Options{Digest: "sha256:x", Timeout: time.Millisecond})
+			if err != nil {
+				t.Fatalf("Analyze: %v", err)
+			}
+			if len(r.Gaps) != 1 || r.Gaps[0].Reason != c.reason || r.Gaps[0].Layer != "sha256:x" || r.DiffID != "" {
+				t.Errorf("report %+v", r)
+			}
+			if in.Len() != 0 {
+				t.Errorf("%d bytes were not read: their digest is not verified", in.Len())
+			}
+			works(t, newPool(t, Config{Workers: 1}))
+		})
+	}
+}
+
+func TestReplacedAfterCrash(t *testing.T) {
+	p := newPool(t, Config{Workers: 1})
+	works(t, p)
+	if _, _, err := p.Analyze(t.Context(), strings.NewReader("EXIT....."), layer.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	works(t, p)
+}
+
+func TestReaderErrorsComeBack(t *testing.T) {
+	p := newPool(t, Config{Workers: 1})
+	broken := errors.New("connection reset")
+	l := good()
+	for name, r := range map[string]io.Reader{
+		"at once":       iotest.ErrReader(broken),
+		"in the middle": io.MultiReader(bytes.NewReader(l.Compressed[:20]), iotest.ErrReader(broken)),
+		"at the end":    io.MultiReader(bytes.NewReader(l.Compressed), iotest.ErrReader(broken)),
+		"after a crash": io.MultiReader(strings.NewReader("PANIC"+strings.Repeat("x", 4<<20)), iotest.ErrReader(broken)),
+	} {
+		if _, _, err := p.Analyze(t.Context(), r, layer.Options{}); !errors.Is(err, broken) {
+			t.Errorf("%s: %v", name, err)
+		}
+		works(t, p)
+	}
+	if _, _, err := p.Analyze(t.Context(), bytes.NewReader(l.Compressed), layer.Options{Digest: "sha256:other", Verify: true}); !errors.Is(err, layer.ErrDigest) {
+		t.Errorf("wrong digest: %v", err)
+	}
+}
+
+func TestContextEnds(t *testing.T) {
+	p := newPool(t, Config{Workers: 1})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, _, err := p.Analyze(ctx, strings.NewReader("HANG....."), layer.Options{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while it hangs: %v", err)
+	}
+	works(t, p)
+}
+
+func TestEnvironmentAndFiles(t *testing.T) {
+	// A file without close-on-exec, as a careless parent of ours would leave it.
+	left, err := unix.Open(t.TempDir(), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(left) })
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "do not tell")
+	p := newPool(t, Config{Workers: 1})
+	r, _, err := p.Analyze(t.Context(), strings.NewReader("ENV......"), layer.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range strings.Split(r.Digest, "\n") {
+		name, _, _ := strings.Cut(kv, "=")
+		switch name {
+		case Environment, "TMPDIR", "GOMAXPROCS", "GOMEMLIMIT", "GOTRACEBACK", "PWD":
+		default:
+			t.Errorf("the child sees %s", name)
+		}
+	}
+	r, _, err = p.Analyze(t.Context(), strings.NewReader("FILES......"), layer.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pipes := 0
+	for _, to := range r.Whiteouts {
+		switch {
+		case strings.HasPrefix(to, "pipe:"):
+			pipes++
+		case strings.HasPrefix(to, "anon_inode:"), strings.HasPrefix(to, "/proc/"), strings.HasPrefix(to, "/sys/fs/cgroup/"):
+			// Go's own: its poller, this listing, the CPU quota it follows.
+		default:
+			t.Errorf("the child holds %s", to)
+		}
+	}
+	if pipes != 3 {
+		t.Errorf("the child holds %d pipes: %q", pipes, r.Whiteouts)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	p := newPool(t, Config{Workers: 2})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { works(t, p) })
+	}
+	wg.Wait()
+}
+
+func TestClosed(t *testing.T) {
+	p := New(Config{Workers: 1})
+	works(t, p)
+	p.Close()
+	p.Close()
+	if _, _, err := p.Analyze(t.Context(), strings.NewReader(""), layer.Options{}); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func FuzzFrames(f *testing.F) {
+	var b bytes.Buffer
+	for _, fr := range []struct {
+		kind byte
+		p    string
+	}{{frameJob, "{}"}, {frameData, "abc"}, {frameEnd, ""}, {frameJob, `{"digest":"x"}`}, {frameData, ""}, {frameAbort, ""}} {
+		if err := writeFrame(&b, fr.kind, []byte(fr.p)); err != nil {
+			f.Fatal(err)
+		}
+	}
+	f.Add(b.Bytes())
+	f.Add([]byte("J\xff\xff\xff\xff"))
+	f.Add([]byte("J\x00\x00\x00\x02{}D\x00\x00\x00\x01"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		got := 0
+		var out bytes.Buffer
+		err := serve(bytes.NewReader(in), &out, func(_ context.Context, r io.Reader, _ layer.Options) (*contracts.LayerReport, error) {
+			n, err := io.Copy(io.Discard, r)
+			got += int(n)
+			return &contracts.LayerReport{}, err
+		})
+		if got > len(in) {
+			t.Errorf("%d bytes out of %d", got, len(in))
+		}
+		// What the child answers is always whole frames, one a finished job.
+		for {
+			kind, _, rerr := readFrame(&out, maxResult)
+			if rerr == io.EOF { //nolint:errorlint // as readFrame returns it
+				break
+			}
+			if rerr != nil || kind != frameReady && kind != frameReport && kind != frameFailure {
+				t.Fatalf("answer %q: %v (serve: %v)", kind, rerr, err)
+			}
+		}
+	})
+}
