@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
@@ -40,6 +41,8 @@ const (
 	// DefaultStall is how long a child may take over the layer's own time limit
 	// to accept a piece or to answer.
 	DefaultStall = 20 * time.Second
+	// executable is this program, even if its file was replaced meanwhile.
+	executable = "/proc/self/exe"
 	// watchEvery is how often a busy child's memory is looked at.
 	watchEvery = 20 * time.Millisecond
 	// startTimeout bounds the start of a child.
@@ -68,6 +71,7 @@ type Config struct {
 // Pool is a set of child processes, started when they are needed.
 type Pool struct {
 	cfg    Config
+	log    *slog.Logger
 	slots  chan *process // nil: to be started
 	closed chan struct{}
 	once   sync.Once
@@ -93,8 +97,12 @@ type answer struct {
 	payload []byte
 }
 
-// New returns a pool; no child is started yet.
-func New(cfg Config) *Pool {
+// New returns a pool that says in log when it replaces a child; no child is
+// started yet.
+func New(cfg Config, log *slog.Logger) (*Pool, error) {
+	if _, err := os.Stat(executable); err != nil {
+		return nil, fmt.Errorf("workers need proc(5): %w", err)
+	}
 	if cfg.Workers <= 0 {
 		cfg.Workers = runtime.NumCPU()
 	}
@@ -107,11 +115,11 @@ func New(cfg Config) *Pool {
 	if cfg.Stall <= 0 {
 		cfg.Stall = DefaultStall
 	}
-	p := &Pool{cfg: cfg, slots: make(chan *process, cfg.Workers), closed: make(chan struct{})}
+	p := &Pool{cfg: cfg, log: log, slots: make(chan *process, cfg.Workers), closed: make(chan struct{})}
 	for range cfg.Workers {
 		p.slots <- nil
 	}
-	return p
+	return p, nil
 }
 
 // Close waits for layers in hand, ends all children and returns when they are
@@ -207,7 +215,9 @@ func (p *Pool) run(ctx context.Context, c *process, r io.Reader, o layer.Options
 	if _, err := io.Copy(io.Discard, ctxReader{ctx, r}); err != nil {
 		return nil, c.usage(), fmt.Errorf("read layer: %w", err)
 	}
-	return c.crashed(o, ""), c.usage(), nil
+	report := c.crashed(o, "")
+	p.log.WarnContext(ctx, "layer worker did not survive a layer", "layer", o.Digest, "reason", report.Gaps[0].Reason)
+	return report, c.usage(), nil
 }
 
 type ctxReader struct {
@@ -352,7 +362,7 @@ func (p *Pool) start(ctx context.Context) (*process, error) {
 	}
 
 	c := &process{in: inWrite, answers: make(chan answer, 2), ended: make(chan struct{}), stderr: &tail{}}
-	cmd := exec.Command("/proc/self/exe") //nolint:gosec,noctx // ourselves; ended by stop, not by a context
+	cmd := exec.Command(executable) //nolint:gosec,noctx // ourselves; ended by stop, not by a context
 	cmd.Args = []string{"tidewaiter-worker"}
 	cmd.Dir = dir
 	cmd.Env = []string{

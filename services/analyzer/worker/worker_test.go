@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -74,7 +75,10 @@ func harmful(ctx context.Context, r io.Reader, o layer.Options) (*contracts.Laye
 
 func newPool(t *testing.T, cfg Config) *Pool {
 	t.Helper()
-	p := New(cfg)
+	p, err := New(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(p.Close)
 	return p
 }
@@ -230,7 +234,7 @@ func TestManyAtOnce(t *testing.T) {
 }
 
 func TestClosed(t *testing.T) {
-	p := New(Config{Workers: 1})
+	p := newPool(t, Config{Workers: 1})
 	works(t, p)
 	p.Close()
 	p.Close()
