@@ -1,0 +1,505 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/sasl/scram"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/services/analyzer/worker"
+	"github.com/tidewaiter/tidewaiter/services/attestor/statement"
+	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
+	"github.com/tidewaiter/tidewaiter/services/tidewaiter/sample"
+)
+
+// measure asks for the measurements that `task bench` prints.
+var measure = flag.Bool("measure", false, "print the measured figures beside the design's")
+
+func TestMain(m *testing.M) {
+	worker.Main()
+	os.Exit(m.Run())
+}
+
+// patience is how long a test waits for something to happen. It is no limit of
+// the product: it only ends a test that would never end.
+const patience = 3 * time.Minute
+
+// system is a running pipeline and everything it has published.
+type system struct {
+	*allinone.AllInOne
+	t      *testing.T
+	client *registry.Client
+	log    *events
+}
+
+// start runs the all-in-one on dir until the test ends.
+func start(t *testing.T, o allinone.Options) *system {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	all, err := allinone.Start(context.WithoutCancel(t.Context()), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &system{AllInOne: all, t: t}
+	t.Cleanup(func() {
+		if err := all.Stop(); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	})
+	s.client = s.registryClient(all.RegistryHost())
+	s.log = listen(t, all.BusConfig())
+	return s
+}
+
+func (s *system) registryClient(hosts ...registry.Host) *registry.Client {
+	s.t.Helper()
+	c, err := registry.New(hosts, slog.New(slog.DiscardHandler))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// push uploads an image into the embedded registry.
+func (s *system) push(repository, tag string, images ...sample.Image) sample.Pushed {
+	s.t.Helper()
+	p, err := sample.Push(s.t.Context(), s.client, registry.Ref{Registry: s.Registry.Host, Repository: repository, Tag: tag}, images...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return p
+}
+
+// images returns the subjects of a push: the image and its platforms.
+func images(p sample.Pushed) []string {
+	subjects := []string{p.String()}
+	for _, d := range p.Platforms {
+		subjects = append(subjects, p.Ref.Registry+"/"+p.Ref.Repository+"@"+d.Digest.String())
+	}
+	slices.Sort(subjects)
+	return slices.Compact(subjects)
+}
+
+// attested waits until everything that was pushed carries a statement.
+func (s *system) attested(pushed ...sample.Pushed) {
+	s.t.Helper()
+	s.log.wait(s.t, func(l *events) string {
+		for _, p := range pushed {
+			for _, image := range images(p) {
+				if len(l.about(contracts.ImageAttestedV1, image)) == 0 {
+					return image + " is not attested"
+				}
+			}
+		}
+		return ""
+	})
+}
+
+// ended waits until an image has reached an end and returns which.
+func (s *system) ended(image string) string {
+	s.t.Helper()
+	var end string
+	s.log.wait(s.t, func(l *events) string {
+		for _, name := range []string{contracts.ImageAttestedV1, contracts.ImageUnsupportedV1, contracts.ImageFailedV1, contracts.ImageGoneV1} {
+			if len(l.about(name, image)) > 0 {
+				end = name
+				return ""
+			}
+		}
+		return image + " has reached no end"
+	})
+	return end
+}
+
+// referrers returns the digests of what is attached to an image, sorted.
+func (s *system) referrers(image string) []string {
+	s.t.Helper()
+	i, err := contracts.ParseImage(image)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	list, err := s.client.Referrers(s.t.Context(), registry.Ref{Registry: i.Registry, Repository: i.Repository, Digest: i.Digest}, "")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var digests []string
+	for _, d := range list {
+		digests = append(digests, d.ArtifactType+" "+d.Digest.String())
+	}
+	slices.Sort(digests)
+	return digests
+}
+
+// report returns the findings attached to an image.
+func (s *system) report(image string) *contracts.Report {
+	s.t.Helper()
+	i, err := contracts.ParseImage(image)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	list, err := s.client.Referrers(s.t.Context(), registry.Ref{Registry: i.Registry, Repository: i.Repository, Digest: i.Digest}, contracts.MediaTypeReport)
+	if err != nil || len(list) != 1 {
+		s.t.Fatalf("%d reports of %s, %v; want 1", len(list), image, err)
+	}
+	a, err := s.client.ArtifactContent(s.t.Context(), i.Registry, i.Repository, list[0].Digest.String(), 64<<20)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var r contracts.Report
+	if err := json.Unmarshal(a.Content, &r); err != nil {
+		s.t.Fatal(err)
+	}
+	return &r
+}
+
+// verify returns what a gatekeeper would be told.
+func (s *system) verify(image string) (contracts.Verification, error) {
+	s.t.Helper()
+	keys, err := statement.LoadVerifiers([]byte(s.PublicKey))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	i, err := contracts.ParseImage(image)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return statement.VerifyImage(s.t.Context(), s.client,
+		registry.Ref{Registry: i.Registry, Repository: i.Repository, Digest: i.Digest}, statement.Options{Keys: keys, Accept: contracts.VerdictFail})
+}
+
+// catalog asks catalog's API.
+func (s *system) catalog(path string, into any) {
+	s.t.Helper()
+	status, body := s.call(http.MethodGet, s.Catalog+path, map[string]string{"Authorization": "Bearer " + s.Token}, nil)
+	if status != http.StatusOK {
+		s.t.Fatalf("%s: %d %s", path, status, body)
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		s.t.Fatalf("%s: %v", path, err)
+	}
+}
+
+func (s *system) problems() []contracts.Problem {
+	s.t.Helper()
+	var answer struct {
+		Problems []contracts.Problem `json:"problems"`
+	}
+	s.catalog("/v1/problems?state=open&limit=1000", &answer)
+	return answer.Problems
+}
+
+func (s *system) call(method, to string, headers map[string]string, body []byte) (int, []byte) {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, to, bytes.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for k, v := range headers {
+		req.Header.Set(k, v)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode, answer
+}
+
+// submit asks for a scan by hand.
+func (s *system) submit(ref string) {
+	s.t.Helper()
+	body, _ := json.Marshal(map[string]string{"ref": ref})
+	status, answer := s.call(http.MethodPost, s.Intake+"/v1/submit", map[string]string{"Authorization": "Bearer " + s.Token}, body)
+	if status/100 != 2 {
+		s.t.Fatalf("submit %s: %d %s", ref, status, answer)
+	}
+}
+
+// events are all events of a pipeline in the order in which they were read.
+type events struct {
+	mu      sync.Mutex
+	changed chan struct{}
+	all     []bus.Tailed
+	ids     map[string]int // how often each (type, id) was seen
+	dead    []bus.Tailed
+}
+
+// listen reads every topic from its beginning until the test ends.
+func listen(t *testing.T, cfg bus.Config) *events {
+	t.Helper()
+	b, err := bus.New(cfg, "e2e", slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names, topics []string
+	for _, k := range contracts.Events() {
+		names = append(names, k.Name)
+		topics = append(topics, k.Topic)
+		if k.Bulk {
+			topics = append(topics, k.Topic+contracts.BulkSuffix)
+		}
+	}
+	if err := b.EnsureTopics(t.Context(), names...); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(topics)
+	topics = slices.Compact(topics)
+	l := &events{changed: make(chan struct{}), ids: map[string]int{}}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() {
+		err := b.Tail(ctx, topics, true, l.add)
+		ended <- errors.Join(err, b.Close())
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("reading events: %v", err)
+		}
+	})
+	return l
+}
+
+func (l *events) add(m bus.Tailed) error {
+	if m.Err != nil {
+		return fmt.Errorf("%s/%d/%d is no event: %w", m.Topic, m.Partition, m.Offset, m.Err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, m)
+	l.ids[m.Event.Type()+" "+m.Event.ID()]++
+	close(l.changed)
+	l.changed = make(chan struct{})
+	return nil
+}
+
+// wait waits until missing returns "".
+func (l *events) wait(t *testing.T, missing func(l *events) string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for {
+		l.mu.Lock()
+		what, changed := missing(l), l.changed
+		l.mu.Unlock()
+		if what == "" {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second): // missing may look at more than events
+		case <-ctx.Done():
+			t.Fatalf("waited %s: %s", patience, what)
+		}
+	}
+}
+
+// about returns the events of a name about a subject. The caller holds the lock
+// (wait does), or the pipeline is quiet.
+func (l *events) about(name, subject string) []bus.Tailed {
+	var out []bus.Tailed
+	for _, m := range l.all {
+		if m.Event.Type() == contracts.TypePrefix+name && (subject == "" || m.Event.Subject() == subject) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// named returns the distinct events of a name, by id.
+func (l *events) named(name string) map[string]bus.Tailed {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[string]bus.Tailed{}
+	for _, m := range l.about(name, "") {
+		out[m.Event.ID()] = m
+	}
+	return out
+}
+
+// analyses returns how often each layer was really analysed.
+func (l *events) analyses(t *testing.T) map[string]int {
+	t.Helper()
+	n := map[string]int{}
+	for _, m := range l.named(contracts.LayerAnalyzedV1) {
+		e, err := bus.Decode[contracts.LayerAnalyzed](m.Event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !e.Reused {
+			n[e.Digest]++
+		}
+	}
+	return n
+}
+
+// distinctIDs returns the (type, id) pairs seen so far, sorted.
+func (l *events) distinctIDs() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Sorted(maps.Keys(l.ids))
+}
+
+func (l *events) snapshot() []bus.Tailed {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.all)
+}
+
+// kafkaClient speaks to the embedded Kafka without our bus.
+func (s *system) kafkaClient() *kafka.Client {
+	s.t.Helper()
+	mechanism, err := scram.Mechanism(scram.SHA512, s.Kafka.Username, s.Kafka.Password)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	transport := &kafka.Transport{SASL: mechanism}
+	s.t.Cleanup(transport.CloseIdleConnections)
+	return &kafka.Client{Addr: kafka.TCP(s.Kafka.Broker), Transport: transport, Timeout: 10 * time.Second}
+}
+
+// quiet waits until every service has committed everything that it consumes.
+func (s *system) quiet() {
+	s.t.Helper()
+	client := s.kafkaClient()
+	calm := 0
+	s.log.wait(s.t, func(*events) string {
+		waiting, err := s.waiting(client)
+		if err != nil {
+			return err.Error()
+		}
+		if len(waiting) > 0 {
+			calm = 0
+			return strings.Join(waiting, ", ")
+		}
+		if calm++; calm < 2 { // nothing new came of what was just handled
+			return "not quiet for long enough"
+		}
+		return ""
+	})
+}
+
+// waiting names the topics on which a service has events left.
+func (s *system) waiting(client *kafka.Client) ([]string, error) {
+	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	defer cancel()
+	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("metadata: %w", err)
+	}
+	ends := &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{}}
+	partitions := map[string][]int{}
+	for _, topic := range meta.Topics {
+		if strings.HasSuffix(topic.Name, ".dlq") || topic.Internal {
+			continue
+		}
+		for _, p := range topic.Partitions {
+			ends.Topics[topic.Name] = append(ends.Topics[topic.Name], kafka.LastOffsetOf(p.ID))
+			partitions[topic.Name] = append(partitions[topic.Name], p.ID)
+		}
+	}
+	last, err := client.ListOffsets(ctx, ends)
+	if err != nil {
+		return nil, fmt.Errorf("list offsets: %w", err)
+	}
+	var waiting []string
+	for _, service := range allinone.Services() {
+		committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: service.Name, Topics: partitions})
+		if err != nil {
+			return nil, fmt.Errorf("offsets of %s: %w", service.Name, err)
+		}
+		for topic, ps := range committed.Topics {
+			at := map[int]int64{}
+			consumes := false
+			for _, p := range ps {
+				at[p.Partition] = max(p.CommittedOffset, 0)
+				consumes = consumes || p.CommittedOffset > 0
+			}
+			if !consumes {
+				continue
+			}
+			for _, p := range last.Topics[topic] {
+				if p.LastOffset > at[p.Partition] {
+					waiting = append(waiting, fmt.Sprintf("%s has %d of %s left", service.Name, p.LastOffset-at[p.Partition], topic))
+				}
+			}
+		}
+	}
+	slices.Sort(waiting)
+	return waiting, nil
+}
+
+// republish sends every message again, as it was, to where it was.
+func (s *system) republish(messages []bus.Tailed) {
+	s.t.Helper()
+	client := s.kafkaClient()
+	w := &kafka.Writer{
+		Addr: client.Addr, Transport: client.Transport, Balancer: &kafka.Hash{},
+		RequiredAcks: kafka.RequireAll, BatchTimeout: 5 * time.Millisecond,
+	}
+	var out []kafka.Message
+	for _, m := range messages {
+		k := kafka.Message{Topic: m.Topic, Key: []byte(m.Key), Value: m.Value}
+		for _, name := range slices.Sorted(maps.Keys(m.Headers)) {
+			k.Headers = append(k.Headers, kafka.Header{Key: name, Value: []byte(m.Headers[name])})
+		}
+		out = append(out, k)
+	}
+	if err := errors.Join(w.WriteMessages(s.t.Context(), out...), w.Close()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func escape(s string) string { return url.QueryEscape(s) }
+
+func (s *system) logger() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// hookSecret is what the embedded registry presents to intake.
+func (s *system) hookSecret() string {
+	s.t.Helper()
+	b, err := os.ReadFile(s.SecretFile("hook.secret"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// registryCall calls the embedded registry as its user.
+func (s *system) registryCall(method, path string) (int, []byte) {
+	s.t.Helper()
+	credentials := base64.StdEncoding.EncodeToString([]byte(s.Registry.Username + ":" + s.Registry.Password))
+	return s.call(method, "http://"+s.Registry.Host+path, map[string]string{"Authorization": "Basic " + credentials}, nil)
+}
+
+func lines(b []byte) [][]byte {
+	return slices.DeleteFunc(bytes.Split(b, []byte("\n")), func(l []byte) bool { return len(l) == 0 })
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/analyzer"
+	"github.com/tidewaiter/tidewaiter/services/assembler"
+	"github.com/tidewaiter/tidewaiter/services/attestor"
+	"github.com/tidewaiter/tidewaiter/services/catalog"
+	"github.com/tidewaiter/tidewaiter/services/intake"
+	"github.com/tidewaiter/tidewaiter/services/matcher"
+	"github.com/tidewaiter/tidewaiter/services/planner"
+)
+
+// configCmd holds the commands about configuration.
+type configCmd struct {
+	Check configCheckCmd `cmd:"" help:"Report every mistake in a configuration file, with its line; nothing is connected to."`
+}
+
+type configCheckCmd struct {
+	File string `arg:"" help:"Configuration file." type:"path"`
+}
+
+func (*configCheckCmd) Help() string {
+	return "Prints what was understood, without any secret.\n\nExample:\n  tidewaiter config check tidewaiter.yaml"
+}
+
+func (c *configCheckCmd) Run(s *streams) error {
+	cfg, err := run.Load(c.File, os.LookupEnv)
+	if err != nil {
+		return usage(err)
+	}
+	var problems []error
+	for _, section := range []struct {
+		name string
+		into any
+	}{
+		{"sources", &intake.Sources{}},
+		{"intake", ptr(intake.DefaultConfig())},
+		{"planner", ptr(planner.DefaultConfig())},
+		{"analyzer", ptr(analyzer.DefaultConfig())},
+		{"assembler", ptr(assembler.DefaultConfig())},
+		{"matcher", ptr(matcher.DefaultConfig())},
+		{"attestor", ptr(attestor.DefaultConfig())},
+		{"catalog", ptr(catalog.DefaultConfig())},
+	} {
+		if !cfg.Has(section.name) {
+			continue // a process runs some services; what it does not name it does not need
+		}
+		problems = append(problems, cfg.CheckSection(section.name, section.into))
+	}
+	if _, err := registry.New(cfg.Registries, s.log); err != nil {
+		problems = append(problems, fmt.Errorf("%s: section \"registries\": %w", c.File, err))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return usage(err)
+	}
+	password := func(p string) string {
+		if p == "" {
+			return "no password"
+		}
+		return "password set"
+	}
+	fmt.Fprintf(s.out, "%s is good\n", c.File)
+	fmt.Fprintf(s.out, "  kafka       %s, user %q, %s, prefix %q\n", strings.Join(cfg.Kafka.Brokers, ","), cfg.Kafka.Username, password(cfg.Kafka.Password), cfg.Kafka.Prefix)
+	fmt.Fprintf(s.out, "  redis       %s, %s\n", run.RedactURL(cfg.Redis.URL), password(cfg.Redis.Password))
+	fmt.Fprintf(s.out, "  database    %s\n", run.RedactURL(cfg.Database.URL))
+	for _, h := range cfg.Registries {
+		fmt.Fprintf(s.out, "  registry    %s, user %q\n", h.Name, h.Username)
+	}
+	return nil
+}
+
+func ptr[T any](v T) *T { return &v }

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/tidewaiter/tidewaiter/services/attestor/statement"
+)
+
+// keysCmd holds the commands about signing keys.
+type keysCmd struct {
+	Generate keysGenerateCmd `cmd:"" help:"Generate a key pair: PREFIX.key (encrypted) and PREFIX.pub."`
+}
+
+type keysGenerateCmd struct {
+	Out         string `help:"Prefix of the two files." default:"tidewaiter" placeholder:"PREFIX" type:"path"`
+	PasswordEnv string `help:"Environment variable that holds the private key's password." default:"TIDEWAITER_KEY_PASSWORD" placeholder:"NAME"`
+}
+
+func (*keysGenerateCmd) Help() string {
+	return "The private key has cosign's format and belongs to attestor alone; the public key goes to whoever verifies.\n\n" +
+		"Example:\n  TIDEWAITER_KEY_PASSWORD=… tidewaiter keys generate --out attestor"
+}
+
+func (c *keysGenerateCmd) Run(s *streams) error {
+	password, ok := os.LookupEnv(c.PasswordEnv)
+	if !ok {
+		return usage(fmt.Errorf("environment variable %s is not set; set it (empty for a key without password)", c.PasswordEnv))
+	}
+	private, public, err := statement.GenerateKey([]byte(password))
+	if err != nil {
+		return fmt.Errorf("generate key: %w", err)
+	}
+	for _, f := range []struct {
+		name string
+		body []byte
+		mode os.FileMode
+	}{{c.Out + ".key", private, 0o600}, {c.Out + ".pub", public, 0o644}} {
+		if err := writeNew(f.name, f.body, f.mode); err != nil {
+			return err
+		}
+		fmt.Fprintf(s.err, "wrote %s\n", f.name)
+	}
+	return nil
+}
+
+// writeNew never overwrites: a lost signing key cannot be made again.
+func writeNew(name string, body []byte, mode os.FileMode) (err error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) //nolint:gosec // the user's own file
+	if errors.Is(err, fs.ErrExist) {
+		return usage(fmt.Errorf("%s exists already and is not overwritten; move it away or choose another --out", name))
+	}
+	if err != nil {
+		return usage(fmt.Errorf("write key: %w", err))
+	}
+	defer func() {
+		if closeErr := f.Close(); err == nil && closeErr != nil {
+			err = fmt.Errorf("write key: %w", closeErr)
+		}
+	}()
+	if _, err := f.Write(body); err != nil {
+		return fmt.Errorf("write key: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+)
+
+// reportCmd prints the fleet report.
+type reportCmd struct {
+	serverFlags
+	Output string `help:"table or json." enum:"table,json" default:"table" short:"o"`
+}
+
+func (*reportCmd) Help() string {
+	return "Example:\n  tidewaiter report --output json | jq .shareVulnerable"
+}
+
+func (c *reportCmd) Run(ctx context.Context, s *streams) error {
+	a, err := c.api()
+	if err != nil {
+		return err
+	}
+	body, err := a.get(ctx, "/v1/report")
+	if err != nil {
+		return err
+	}
+	var r contracts.FleetReport
+	if err := decode(body, &r); err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return printJSON(s.out, r)
+	}
+	return printFleet(s.out, r)
+}
+
+func printFleet(w io.Writer, r contracts.FleetReport) error {
+	share := func(n, of int, f *float64) string {
+		if f == nil {
+			return "unknown (nothing measured yet)"
+		}
+		return fmt.Sprintf("%.0f %% (%d of %d)", *f*100, n, of)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "images with a verdict\t%d (pass %d, warn %d, fail %d)\n", r.Images, r.Verdicts.Pass, r.Verdicts.Warn, r.Verdicts.Fail)
+	fmt.Fprintf(t, "share vulnerable\t%s\n", share(r.Vulnerable, r.Images, r.ShareVuln))
+	fmt.Fprintf(t, "share outdated\t%s\n", share(r.Outdated, r.WithServers, r.ShareOutdated))
+	fmt.Fprintf(t, "open problems\t%d\n", r.Open)
+	if r.Unfinished > 0 {
+		fmt.Fprintf(t, "not yet at an end\t%d\n", r.Unfinished)
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	if len(r.Servers) == 0 {
+		return nil
+	}
+	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nPRODUCT\tIMAGES\tOUTDATED\tEND OF LIFE\tOLDEST\tLATEST\tBEHIND")
+	for _, l := range r.Servers {
+		behind := "unknown"
+		if l.WorstDays != nil {
+			behind = fmt.Sprintf("%d days", *l.WorstDays)
+		}
+		latest := l.Latest
+		if latest == "" {
+			latest = "unknown"
+		}
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\t%s\n", l.Product, l.Images, l.Outdated, l.EOL, l.Oldest, latest, behind)
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+)
+
+// submitCmd sends a push event by hand.
+type submitCmd struct {
+	serverFlags
+	Ref     string        `arg:"" help:"registry/repository:tag or registry/repository@digest, in a registry that is configured."`
+	Wait    bool          `help:"Wait for the verdict; exit 1 when the policy fails the image."`
+	Timeout time.Duration `help:"How long to wait." default:"10m"`
+	Output  string        `help:"table or json." enum:"table,json" default:"table" short:"o"`
+}
+
+func (*submitCmd) Help() string {
+	return "Examples:\n  tidewaiter submit registry.example.com/team/app:1.2\n  tidewaiter submit registry.example.com/team/app:1.2 --wait --output json"
+}
+
+// imageState is what catalog's API says of one image.
+type imageState struct {
+	Image   string           `json:"image"`
+	State   string           `json:"state"`
+	Verdict string           `json:"verdict,omitempty"`
+	Reason  string           `json:"reason,omitempty"`
+	Counts  contracts.Counts `json:"counts"`
+	Updated time.Time        `json:"updated"`
+}
+
+func (c *submitCmd) Run(ctx context.Context, s *streams) error {
+	a, err := c.api()
+	if err != nil {
+		return err
+	}
+	body, err := a.post(ctx, "/v1/submit", map[string]string{"ref": c.Ref})
+	if err != nil {
+		return err
+	}
+	if err := body.Close(); err != nil {
+		return unavailable(fmt.Errorf("read answer: %w", err))
+	}
+	if !c.Wait {
+		fmt.Fprintf(s.err, "submitted %s; follow it with: tidewaiter where %s\n", c.Ref, c.Ref)
+		return nil
+	}
+	state, err := c.wait(ctx, a)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		if err := printJSON(s.out, state); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(s.out, "%s\t%s %s\n", state.Image, state.State, state.Verdict)
+	}
+	switch {
+	case state.State != "attested":
+		return policyError(fmt.Errorf("%s ended as %s: %s", c.Ref, state.State, state.Reason))
+	case state.Verdict == contracts.VerdictFail:
+		return policyError(fmt.Errorf("the policy fails %s: %s", c.Ref, state.Reason))
+	}
+	return nil
+}
+
+func (c *submitCmd) wait(ctx context.Context, a *api) (imageState, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		body, err := a.get(ctx, "/v1/images?ref="+url.QueryEscape(c.Ref))
+		if err != nil && ctx.Err() == nil {
+			return imageState{}, err
+		}
+		if err == nil {
+			var found struct {
+				Images []imageState `json:"images"`
+			}
+			if err := decode(body, &found); err != nil {
+				return imageState{}, err
+			}
+			for _, i := range found.Images {
+				switch i.State {
+				case "attested", "unsupported", "failed", "gone":
+					return i, nil
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return imageState{}, unavailable(errors.New("no verdict in time; tidewaiter where " + c.Ref + " shows how far it came"))
+		case <-tick.C:
+		}
+	}
+}

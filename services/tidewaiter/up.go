@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
+)
+
+// upCmd runs everything in one process on embedded servers.
+type upCmd struct {
+	Data           string `help:"Where everything is kept; created when absent." type:"path" default:"./tidewaiter-data" env:"TIDEWAITER_DATA" placeholder:"DIR"`
+	Advisories     string `help:"Advisory snapshot (see: advisories build); default: the small built-in set." type:"path" placeholder:"FILE"`
+	Policy         string `help:"Policy file; default: the default policy." type:"path" placeholder:"FILE"`
+	Listen         string `help:"Where intake takes webhooks, host:port." default:"127.0.0.1:8480"`
+	CatalogListen  string `help:"Where catalog's API listens." default:"127.0.0.1:8481"`
+	MonitorListen  string `help:"Where /healthz, /readyz and /metrics are." default:"127.0.0.1:8482"`
+	RegistryListen string `help:"Where the embedded registry listens (loopback only)." default:"127.0.0.1:8485"`
+}
+
+func (*upCmd) Help() string {
+	return "A configuration file (--config) adds registries, sources of webhooks and limits.\n\n" +
+		"Examples:\n  tidewaiter up\n  tidewaiter up --data /var/lib/tidewaiter --config tidewaiter.yaml --advisories advisories.db"
+}
+
+func (c *upCmd) Run(ctx context.Context, s *streams) error {
+	cfg, err := run.Load(s.config, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	logConfig := cfg.Log
+	if logConfig.Level == "" {
+		logConfig.Level = "info"
+	}
+	log, err := run.NewLogger(logConfig, s.err)
+	if err != nil {
+		return err
+	}
+	all, err := allinone.Start(ctx, allinone.Options{
+		Dir: c.Data, Config: cfg, Advisories: c.Advisories, Policy: c.Policy, Log: log,
+		IntakeListen: c.Listen, CatalogListen: c.CatalogListen, MonitorListen: c.MonitorListen, RegistryListen: c.RegistryListen,
+	})
+	if err != nil {
+		return err
+	}
+	if c.Advisories == "" {
+		fmt.Fprintln(s.err, "Advisories: the small built-in set. For all that is known: tidewaiter advisories build, then --advisories FILE.")
+	}
+	fmt.Fprintf(s.err, `Tidewaiter is up; interrupt to stop.
+  webhooks   %s/hooks/<source id>
+  registry   %s (user %s, password in %s/secrets/registry.password)
+  catalog    %s
+  health     %s/readyz
+  public key %s/secrets/attestor.pub
+`, all.Intake, all.Registry.Host, all.Registry.Username, c.Data, all.Catalog, all.Monitor, c.Data)
+	<-ctx.Done()
+	return all.Wait()
+}
+
+// runCmd runs some services against real servers.
+type runCmd struct {
+	Services []string `arg:"" help:"intake, planner, analyzer, assembler, matcher, attestor, catalog; or all." name:"service"`
+}
+
+func (*runCmd) Help() string {
+	return "Kafka, Redis, PostgreSQL and the registries come from the configuration file and the environment.\n\n" +
+		"Examples:\n  tidewaiter run all --config tidewaiter.yaml\n  tidewaiter run analyzer --config tidewaiter.yaml"
+}
+
+func (c *runCmd) Run(ctx context.Context, s *streams) error {
+	cfg, err := run.Load(s.config, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(cfg.Database.URL, "sqlite:") {
+		return usage(errors.New("database.url: services that run as processes of their own need PostgreSQL (postgres://…); SQLite is for 'tidewaiter up'"))
+	}
+	log, err := run.NewLogger(cfg.Log, s.err)
+	if err != nil {
+		return err
+	}
+	services, err := chosen(c.Services)
+	if err != nil {
+		return err
+	}
+	return run.All(ctx, cfg, log, services...)
+}
+
+func chosen(names []string) ([]run.Named, error) {
+	all := allinone.Services()
+	if slices.Contains(names, "all") {
+		return all, nil
+	}
+	var out []run.Named
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(s run.Named) bool { return s.Name == name })
+		if i < 0 {
+			return nil, usage(fmt.Errorf("there is no service %q", name))
+		}
+		out = append(out, all[i])
+	}
+	return out, nil
+}
