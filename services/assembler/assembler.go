@@ -77,21 +77,32 @@ func New(ctx context.Context, cfg Config, db *store.DB, log *slog.Logger, metric
 	if err := db.Migrate(ctx, Name, migrations); err != nil {
 		return nil, fmt.Errorf("migrate %s: %w", Name, err)
 	}
-	s := &Service{
-		cfg: cfg, db: db, log: log, reports: newReportCache(cfg.CacheBytes),
-		assembled: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "tidewaiter_assembler_assembled_total", Help: "Inventories announced.",
-		}),
-		asked: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "tidewaiter_assembler_layers_asked_again_total", Help: "Layers requested again after a failure or a loss.",
-		}),
+	s := &Service{cfg: cfg, db: db, log: log, reports: newReportCache(cfg.CacheBytes)}
+	var err error
+	if s.assembled, err = counter(metrics, "tidewaiter_assembler_assembled_total", "Inventories announced."); err != nil {
+		return nil, err
 	}
-	for _, c := range []prometheus.Collector{s.assembled, s.asked} {
-		if err := metrics.Register(c); err != nil {
-			return nil, fmt.Errorf("register metrics of %s: %w", Name, err)
-		}
+	if s.asked, err = counter(metrics, "tidewaiter_assembler_layers_asked_again_total", "Layers requested again after a failure or a loss."); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// counter registers a counter, or returns the one that an earlier run of the
+// service in this process registered.
+func counter(metrics prometheus.Registerer, name, help string) (prometheus.Counter, error) {
+	c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	err := metrics.Register(c)
+	var already prometheus.AlreadyRegisteredError
+	if errors.As(err, &already) {
+		if old, ok := already.ExistingCollector.(prometheus.Counter); ok {
+			return old, nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("register %s: %w", name, err)
+	}
+	return c, nil
 }
 
 // Consumes lists the events that Handle understands.

@@ -1,0 +1,194 @@
+package catalog
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tidewaiter/tidewaiter/libs/bus"
+)
+
+// Bounds of a listing.
+const (
+	defaultLimit = 100
+	maxLimit     = 1000
+)
+
+// requestTimeout bounds the work for one request.
+const requestTimeout = 30 * time.Second
+
+// api is the HTTP API, version 1:
+//
+//	GET /healthz                                 200 while the database answers; the only one without a token
+//	GET /v1/timeline?ref=                        JSON lines, contracts.TimelineEntry
+//	GET /v1/images?ref=&state=&limit=&after=     {"images": [ImageEntry], "next": name or null}
+//	GET /v1/report                               contracts.FleetReport
+//	GET /v1/problems?state=&limit=&after=        {"problems": [contracts.Problem], "next": key or null}
+//
+// All but the first ask for "Authorization: Bearer <token>". Errors are
+// {"error": "…"} with 400 (bad input), 401 or 503 (the database is away).
+type api struct {
+	s     *Service
+	token func() (string, error)
+	log   *slog.Logger
+}
+
+func newAPI(s *Service, token func() (string, error)) http.Handler {
+	a := &api{s: s, token: token, log: s.log}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", a.health)
+	mux.Handle("GET /v1/timeline", a.protected(a.timeline))
+	mux.Handle("GET /v1/images", a.protected(a.images))
+	mux.Handle("GET /v1/report", a.protected(a.report))
+	mux.Handle("GET /v1/problems", a.protected(a.problems))
+	return mux
+}
+
+// protected asks for the token. Tokens are compared in constant time, whatever
+// their lengths. Without a configured token nobody gets in.
+func (a *api) protected(next func(w http.ResponseWriter, r *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		want, err := a.token()
+		if err != nil {
+			a.log.ErrorContext(r.Context(), "the API's token cannot be read", "error", err)
+		}
+		got, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		x, y := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want))
+		if err != nil || want == "" || !ok || subtle.ConstantTimeCompare(x[:], y[:]) != 1 {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="tidewaiter catalog"`)
+			a.answer(w, r, http.StatusUnauthorized, map[string]string{"error": "a valid bearer token is needed"})
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		if err := next(w, r.WithContext(ctx)); err != nil {
+			a.fail(w, r, err)
+		}
+	})
+}
+
+// errBadRequest marks what the client did wrong.
+var errBadRequest = errors.New("bad request")
+
+func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, ErrBadRef) || errors.Is(err, errBadRequest) {
+		a.answer(w, r, http.StatusBadRequest, map[string]string{"error": err.Error()})
+		return
+	}
+	a.log.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "error", err)
+	status := http.StatusInternalServerError
+	if outcome, _ := bus.Classify(outage(err)); outcome == bus.OutcomeUnavailable {
+		status = http.StatusServiceUnavailable
+	}
+	a.answer(w, r, status, map[string]string{"error": http.StatusText(status)})
+}
+
+func (a *api) answer(w http.ResponseWriter, r *http.Request, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		a.log.DebugContext(r.Context(), "answer could not be written", "error", err)
+	}
+}
+
+func (a *api) health(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+	defer cancel()
+	if err := a.s.db.PingContext(ctx); err != nil {
+		a.answer(w, r, http.StatusServiceUnavailable, map[string]string{"status": "database does not answer"})
+		return
+	}
+	a.answer(w, r, http.StatusOK, map[string]string{"status": "ok"})
+}
+
+func (a *api) timeline(w http.ResponseWriter, r *http.Request) error {
+	ref := r.URL.Query().Get("ref")
+	if ref == "" {
+		return fmt.Errorf("ref is missing: %w", errBadRequest)
+	}
+	entries, err := a.s.Timeline(r.Context(), ref)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/jsonl")
+	w.Header().Set("Cache-Control", "no-store")
+	lines := json.NewEncoder(w)
+	for _, e := range entries {
+		if err := lines.Encode(e); err != nil {
+			a.log.DebugContext(r.Context(), "answer could not be written", "error", err)
+			return nil
+		}
+	}
+	return nil
+}
+
+func (a *api) images(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	limit, err := limitOf(q.Get("limit"))
+	if err != nil {
+		return err
+	}
+	images, err := a.s.Images(r.Context(), q.Get("ref"), q.Get("state"), q.Get("after"), limit)
+	if err != nil {
+		return err
+	}
+	body := struct {
+		Images []ImageEntry `json:"images"`
+		Next   *string      `json:"next"`
+	}{Images: images}
+	if len(images) == limit {
+		body.Next = &images[limit-1].Image
+	}
+	a.answer(w, r, http.StatusOK, body)
+	return nil
+}
+
+func (a *api) report(w http.ResponseWriter, r *http.Request) error {
+	report, err := a.s.Fleet(r.Context())
+	if err != nil {
+		return err
+	}
+	a.answer(w, r, http.StatusOK, report)
+	return nil
+}
+
+func (a *api) problems(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	limit, err := limitOf(q.Get("limit"))
+	if err != nil {
+		return err
+	}
+	problems, err := a.s.Problems(r.Context(), q.Get("state"), q.Get("after"), limit)
+	if err != nil {
+		return err
+	}
+	body := struct {
+		Problems any     `json:"problems"`
+		Next     *string `json:"next"`
+	}{Problems: problems}
+	if len(problems) == limit {
+		body.Next = &problems[limit-1].Key
+	}
+	a.answer(w, r, http.StatusOK, body)
+	return nil
+}
+
+func limitOf(s string) (int, error) {
+	if s == "" {
+		return defaultLimit, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxLimit {
+		return 0, fmt.Errorf("limit is not a number from 1 to %d: %w", maxLimit, errBadRequest)
+	}
+	return n, nil
+}
