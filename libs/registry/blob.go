@@ -21,6 +21,7 @@ const (
 	rateGrace   = time.Minute      // of waiting, before the rate counts
 	minRate     = 16 << 10         // bytes a second of waiting
 	maxBreaks   = 20               // broken connections a download
+	maxStuck    = 5                // of them one after the other without a byte between
 )
 
 // blobBody is the body of a blob's GET. It resumes where a connection broke
@@ -42,6 +43,7 @@ type blobBody struct {
 	size   int64 // bytes to deliver; -1: unknown
 	skip   int64 // bytes to drop, of a server that ignores Range
 	breaks int
+	stuck  int // breaks since the last byte
 	waited time.Duration
 	err    error // for the next Read
 }
@@ -81,6 +83,7 @@ func (b *blobBody) Read(p []byte) (int, error) {
 		n, err := b.readOnce(p)
 		if n > 0 || err == nil {
 			b.off += int64(n)
+			b.stuck = 0
 			b.err = b.next(err)
 			return n, nil
 		}
@@ -111,11 +114,12 @@ func (b *blobBody) next(err error) error {
 	}
 	for {
 		b.breaks++
-		if b.breaks > maxBreaks {
+		b.stuck++
+		if b.breaks > maxBreaks || b.stuck > maxStuck {
 			return b.give(&Error{Kind: ErrUnavailable, Detail: fmt.Sprintf(
 				"the connection broke %d times, last: %s", b.breaks, netDetail(err))})
 		}
-		if !sleep(b.req.Context(), time.Duration(b.breaks)*20*time.Millisecond) {
+		if !sleep(b.req.Context(), time.Duration(b.stuck-1)*20*time.Millisecond) {
 			return b.req.Context().Err()
 		}
 		again, rerr := b.resume()
