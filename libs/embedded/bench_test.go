@@ -9,11 +9,15 @@ import (
 	"github.com/segmentio/kafka-go/sasl/scram"
 )
 
-// BenchmarkProduce is one message of 1 KiB acknowledged at a time, each synced
-// to disk.
+// BenchmarkProduce is one message of 1 KiB acknowledged at a time.
 func BenchmarkProduce(b *testing.B) {
+	b.Run("sync=false", func(b *testing.B) { benchmarkProduce(b, false) })
+	b.Run("sync=true", func(b *testing.B) { benchmarkProduce(b, true) })
+}
+
+func benchmarkProduce(b *testing.B, sync bool) {
 	ctx, cancel := context.WithCancel(b.Context())
-	s, err := Start(ctx, Options{Dir: b.TempDir()}, slog.New(slog.DiscardHandler))
+	s, err := Start(ctx, Options{Dir: b.TempDir(), Sync: sync}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -45,6 +45,11 @@ type Options struct {
 	// always need the password.
 	AnonymousPull bool
 	Partitions    int // of topics that are created without saying how many; default DefaultPartitions
+	// Sync writes what Kafka and the database acknowledge through to the disk, so
+	// that it survives a power cut. Without it everything survives the death of
+	// the process, as with a real Kafka; a power cut may cost the last seconds.
+	// It costs 0.5 to 3 instead of 0.05 ms for each write to Kafka, one at a time.
+	Sync bool
 }
 
 // Servers are the running servers.
@@ -128,11 +133,15 @@ func start(ctx context.Context, dir string, o Options, log *slog.Logger) (*Serve
 	hook.set(o.HookURL, o.HookAuth)
 	stop.push(startRegistry(listener, filepath.Join(dir, "registry"), st.RegistryPassword, o.AnonymousPull, hook, log.With(slog.String("server", "registry"))))
 
+	database := "sqlite://" + filepath.Join(dir, "tidewaiter.db")
+	if o.Sync {
+		database += "?sync=full"
+	}
 	return &Servers{
 		KafkaAddress: kafka, KafkaUsername: Username, KafkaPassword: st.KafkaPassword,
 		RedisURL: "redis://" + redis.Addr() + "/0", RedisPassword: st.RedisPassword,
 		RegistryAddress: listener.Addr().String(), RegistryUsername: Username, RegistryPassword: st.RegistryPassword,
-		DatabaseURL: "sqlite://" + filepath.Join(dir, "tidewaiter.db"),
+		DatabaseURL: database,
 		redis:       redis, hook: hook, done: make(chan struct{}),
 	}, stop, nil
 }
@@ -210,17 +219,20 @@ func startKafka(dir string, o Options, st *state, log *slog.Logger) (address str
 		return "", nil, fmt.Errorf("start kafka on %s: %w", address, err)
 	}
 	// kfake only listens on a port of 127.0.0.1; it is handed the listener that is open already.
-	cluster, err := kfake.NewCluster(
+	options := []kfake.Opt{
 		kfake.NumBrokers(1),
 		kfake.ListenFn(func(string, string) (net.Listener, error) { return listener, nil }),
 		kfake.ClusterID("tidewaiter-embedded"),
 		kfake.DataDir(filepath.Join(dir, "kafka")),
-		kfake.SyncWrites(),
 		kfake.DefaultNumPartitions(partitions),
 		kfake.EnableSASL(),
 		kfake.Superuser("SCRAM-SHA-512", Username, st.KafkaPassword),
 		kfake.WithLogger(kafkaLog{log.With(slog.String("server", "kafka"))}),
-	)
+	}
+	if o.Sync {
+		options = append(options, kfake.SyncWrites())
+	}
+	cluster, err := kfake.NewCluster(options...)
 	if err != nil {
 		return "", nil, errors.Join(fmt.Errorf("start kafka: %w", err), ignoreClosed(listener.Close()))
 	}

@@ -284,8 +284,17 @@ func (r *receiver) received() []notificationEvent {
 }
 
 func TestKafkaKeepsWhatItAcknowledged(t *testing.T) {
+	for _, sync := range []bool{false, true} {
+		t.Run(fmt.Sprintf("sync=%v", sync), func(t *testing.T) { keepsWhatItAcknowledged(t, sync) })
+	}
+}
+
+func keepsWhatItAcknowledged(t *testing.T, sync bool) {
 	dir := t.TempDir()
-	s, stop := run(t, Options{Dir: dir, Partitions: 3})
+	s, stop := run(t, Options{Dir: dir, Partitions: 3, Sync: sync})
+	if full := strings.HasSuffix(s.DatabaseURL, "?sync=full"); full != sync {
+		t.Errorf("database %s", s.DatabaseURL)
+	}
 	c := kafkaClient(t, s, s.KafkaPassword)
 	createTopic(t, c, "image.pushed.v1", 1)
 	produce(t, c, "image.pushed.v1", "one")

@@ -141,6 +141,17 @@ func TestOpenMakesTheFolderAndAPrivateFile(t *testing.T) {
 	}
 }
 
+func TestSync(t *testing.T) {
+	path := "sqlite://" + filepath.Join(t.TempDir(), "test.db")
+	for url, want := range map[string]int{path: 1, path + "?sync=full": 2} {
+		var got int
+		err := storetest.OpenURL(t, url).QueryRowContext(t.Context(), "PRAGMA synchronous").Scan(&got)
+		if err != nil || got != want {
+			t.Errorf("%s: synchronous is %d, %v; want %d", url, got, err, want)
+		}
+	}
+}
+
 func TestIsUnavailable(t *testing.T) {
 	pg := func(code string) error { return &pgconn.PgError{Code: code} }
 	for _, test := range []struct {
