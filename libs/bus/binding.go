@@ -135,11 +135,11 @@ var (
 	_ binding.BinaryWriter     = (*writer)(nil)
 )
 
-// writeMessage encodes in into out. Events are written in structured mode;
-// messages that are in binary mode already stay so.
+// writeMessage encodes in into out. A message keeps its content mode; ctx says
+// which one an event gets (binding.WithForceStructured).
 func writeMessage(ctx context.Context, in binding.Message, out *kafka.Message, transformers ...binding.Transformer) error {
 	w := &writer{m: out}
-	_, err := binding.Write(binding.WithPreferredEventEncoding(ctx, binding.EncodingStructured), in, w, w, transformers...)
+	_, err := binding.Write(ctx, in, w, w, transformers...)
 	if err != nil {
 		return fmt.Errorf("write a CloudEvent as a Kafka message: %w", err)
 	}
@@ -231,7 +231,7 @@ func encodeEvent(ctx context.Context, ev *event.Event) (kafka.Message, error) {
 		return kafka.Message{}, fmt.Errorf("event %s %s is not valid: %w", ev.Type(), ev.ID(), err)
 	}
 	var m kafka.Message
-	if err := writeMessage(ctx, (*binding.EventMessage)(ev), &m); err != nil {
+	if err := writeMessage(binding.WithForceStructured(ctx), (*binding.EventMessage)(ev), &m); err != nil {
 		return kafka.Message{}, err
 	}
 	key := ev.Subject()

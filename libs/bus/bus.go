@@ -11,7 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sort"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,6 +67,7 @@ const (
 
 const (
 	publishTimeout    = 30 * time.Second
+	publishTrouble    = 10 * time.Second
 	batchTimeout      = 5 * time.Millisecond
 	batchSize         = 500
 	maxBackoff        = 5 * time.Second
@@ -137,6 +138,12 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// trouble is something that keeps the bus from working.
+type trouble struct {
+	err   error
+	until time.Time // not zero: forgotten then, unless it is seen again
+}
+
 // Bus is a connection to Kafka for one service. It is safe for concurrent use.
 type Bus struct {
 	cfg       Config
@@ -150,9 +157,9 @@ type Bus struct {
 	metrics   *metrics
 
 	mu       sync.Mutex
-	troubles map[string]error // what keeps the consumer from working, by what
-	consumed map[string]bool  // topics of all subscriptions
-	members  int              // subscriptions that have their partitions now
+	troubles map[string]trouble // what keeps the bus from working, by what
+	consumed map[string]bool    // topics of all subscriptions
+	members  int                // subscriptions that have their partitions now
 }
 
 // New returns a bus for the named service; nothing is connected yet. reg may be
@@ -201,7 +208,7 @@ func New(cfg Config, service string, log *slog.Logger, reg prometheus.Registerer
 		},
 		dialer:   dialer,
 		metrics:  newMetrics(reg, service),
-		troubles: make(map[string]error),
+		troubles: make(map[string]trouble),
 		consumed: make(map[string]bool),
 	}
 	for _, k := range contracts.Events() {
@@ -222,15 +229,19 @@ func (b *Bus) Close() error {
 func (b *Bus) Ready() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.troubles) == 0 {
-		return nil
-	}
 	whats := make([]string, 0, len(b.troubles))
-	for what := range b.troubles {
+	for what, t := range b.troubles {
+		if !t.until.IsZero() && time.Now().After(t.until) {
+			delete(b.troubles, what)
+			continue
+		}
 		whats = append(whats, what)
 	}
-	sort.Strings(whats)
-	return fmt.Errorf("%s: %w", whats[0], b.troubles[whats[0]])
+	if len(whats) == 0 {
+		return nil
+	}
+	slices.Sort(whats)
+	return fmt.Errorf("%s: %w", whats[0], b.troubles[whats[0]].err)
 }
 
 // Joined says whether a subscription has been given its partitions.
@@ -254,7 +265,31 @@ func (b *Bus) trouble(what string, err error) {
 		delete(b.troubles, what)
 		return
 	}
-	b.troubles[what] = err
+	b.troubles[what] = trouble{err: err}
+}
+
+// published records how publishing went. A failure is forgotten after a while:
+// a service that only publishes gets no work, and so no chance to succeed,
+// while it is not ready.
+func (b *Bus) published(err error) {
+	b.trouble("publish", err)
+	if err == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.troubles["publish"] = trouble{err: err, until: time.Now().Add(publishTrouble)}
+}
+
+// endTroubles forgets the troubles whose names begin with prefix.
+func (b *Bus) endTroubles(prefix string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for what := range b.troubles {
+		if strings.HasPrefix(what, prefix) {
+			delete(b.troubles, what)
+		}
+	}
 }
 
 // Publish sends events and returns when all are stored (acks=all). The topic
@@ -278,12 +313,9 @@ func (b *Bus) Publish(ctx context.Context, events ...event.Event) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	if err := b.write(ctx, msgs); err != nil {
-		b.trouble("publish", err)
-		return err
-	}
-	b.trouble("publish", nil)
-	return nil
+	err := b.write(ctx, msgs)
+	b.published(err)
+	return err
 }
 
 // Complete fills in what a handler left empty in the events that in caused: id

@@ -1,13 +1,30 @@
 package bus_test
 
 import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"math/big"
 	"net"
+	"os"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"go.uber.org/goleak"
 
+	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/bus/bustest"
 )
@@ -50,4 +67,191 @@ func TestBusOnFake(t *testing.T) {
 		t.Cleanup(func() { f.cluster.Close() })
 		return bustest.Broker{Config: bus.Config{Brokers: f.cluster.ListenAddrs()}, Stop: f.stop, Start: f.start}
 	})
+}
+
+// Connections of both kinds, the publisher's and the group's, log in and
+// encrypt.
+func TestBusWithTLSAndSCRAM(t *testing.T) {
+	cert, roots := certificate(t)
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(),
+		kfake.Superuser("SCRAM-SHA-512", "planner", "a password"),
+		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	cfg := bus.Config{
+		Brokers: c.ListenAddrs(), Username: "planner", Password: "a password",
+		TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	b, err := bus.New(cfg, "planner", log, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := b.EnsureTopics(ctx, contracts.ImagePushedV1); err != nil {
+		t.Fatal(err)
+	}
+	ev, err := bus.NewEvent(contracts.ImagePushedV1, "r.example/app", contracts.ImagePushed{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Publish(ctx, ev); err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	err = b.Consume(ctx, bus.Subscription{
+		Events: []string{contracts.ImagePushedV1},
+		Handler: func(_ context.Context, in event.Event) ([]event.Event, error) {
+			got = in.Subject()
+			cancel()
+			return nil, nil
+		},
+	})
+	if err != nil || got != "r.example/app" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+
+	cfg.Password = "another"
+	wrong, err := bus.New(cfg, "planner", log, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, stop := context.WithTimeout(t.Context(), 2*time.Second)
+	defer stop()
+	err = wrong.EnsureTopics(short, contracts.ImagePushedV1)
+	if err == nil || strings.Contains(err.Error(), cfg.Password) {
+		t.Errorf("with a wrong password: %v", err)
+	}
+	if err := wrong.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// certificate returns a certificate for 127.0.0.1 and the roots that trust it.
+func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, roots
+}
+
+// BenchmarkPublish stores events from 64 goroutines, as intake does; p99 is the
+// time of one Publish.
+func BenchmarkPublish(b *testing.B) {
+	publisher, _ := benchBus(b, "intake")
+	ev, err := bus.NewEvent(contracts.ImagePushedV1, "r.example/app", contracts.ImagePushed{Repository: strings.Repeat("x", 500)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	var mu sync.Mutex
+	var times []time.Duration
+	var n atomic.Int64
+	b.SetParallelism(32)
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			ev := ev.Clone()
+			ev.SetSubject(fmt.Sprintf("r.example/app%d", n.Add(1)%100))
+			started := time.Now()
+			if err := publisher.Publish(b.Context(), ev); err != nil {
+				b.Error(err)
+				return
+			}
+			mu.Lock()
+			times = append(times, time.Since(started))
+			mu.Unlock()
+		}
+	})
+	b.StopTimer()
+	slices.Sort(times)
+	b.ReportMetric(float64(len(times))/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64(times[len(times)*99/100].Microseconds())/1000, "p99-ms")
+}
+
+// BenchmarkConsume handles stored events that cause one output each.
+func BenchmarkConsume(b *testing.B) {
+	producer, ctx := benchBus(b, "planner")
+	if err := producer.EnsureTopics(ctx, contracts.TagObservedV1); err != nil {
+		b.Fatal(err)
+	}
+	var evs []event.Event
+	for i := range b.N {
+		ev, err := bus.NewEvent(contracts.ImagePushedV1, fmt.Sprintf("r.example/app%d", i%100), contracts.ImagePushed{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		evs = append(evs, ev)
+	}
+	if err := producer.Publish(ctx, evs...); err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var n atomic.Int64
+	b.ResetTimer()
+	err := producer.Consume(ctx, bus.Subscription{
+		Events: []string{contracts.ImagePushedV1},
+		Handler: func(_ context.Context, in event.Event) ([]event.Event, error) {
+			if n.Add(1) >= int64(b.N) {
+				cancel()
+			}
+			out, err := bus.NewEvent(contracts.TagObservedV1, in.Subject(), contracts.TagObserved{})
+			return []event.Event{out}, err
+		},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+}
+
+// benchBus returns a bus on TIDEWAITER_KAFKA, or on a fake where that is not set.
+func benchBus(b *testing.B, service string) (*bus.Bus, context.Context) {
+	b.Helper()
+	brokers := []string{os.Getenv("TIDEWAITER_KAFKA")}
+	if brokers[0] == "" {
+		c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(b.TempDir()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(c.Close)
+		brokers = c.ListenAddrs()
+	}
+	cfg := bus.Config{Brokers: brokers, Prefix: fmt.Sprintf("bench%d.", time.Now().UnixNano())}
+	publisher, err := bus.New(cfg, service, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := publisher.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	if err := publisher.EnsureTopics(b.Context(), contracts.ImagePushedV1); err != nil {
+		b.Fatal(err)
+	}
+	return publisher, b.Context()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,10 +46,15 @@ type Subscription struct {
 	OnDead func(in event.Event, reason error) []event.Event
 	// Batch, when set, replaces Handler: it is given up to BatchSize events of
 	// one partition at a time, in order; all of them succeed or fail together.
-	// On a Permanent or exhausted failure they are retried one by one.
+	// On a Permanent or exhausted failure they are retried one by one. Outputs
+	// should be filled in with Bus.Complete and the input that caused each; what
+	// is left empty follows from the first event of the batch.
 	Batch     func(ctx context.Context, in []event.Event) (out []event.Event, err error)
 	BatchSize int // 0: 100
 }
+
+// errNotJoined is why a consumer is not ready before it has its partitions.
+var errNotJoined = errors.New("not yet joined the consumer group")
 
 // source says what a topic of a subscription is.
 type source struct {
@@ -61,7 +67,9 @@ type source struct {
 type consumer struct {
 	b       *Bus
 	s       Subscription
+	name    string // begins the names of its troubles
 	group   string
+	types   map[string]bool   // CloudEvents types that are handled
 	sources map[string]source // by topic
 }
 
@@ -69,7 +77,11 @@ type consumer struct {
 // and returns nil. The consumer group is the service's name, after the prefix.
 // It creates the topics it needs, and waits for Kafka while it is away.
 func (b *Bus) Consume(ctx context.Context, s Subscription) error {
-	c := &consumer{b: b, s: s, group: b.Group(), sources: make(map[string]source)}
+	c := &consumer{
+		b: b, s: s, name: "consumer of " + strings.Join(s.Events, ","), group: b.Group(),
+		types: make(map[string]bool), sources: make(map[string]source),
+	}
+	defer b.endTroubles(c.name)
 	if s.Handler == nil && s.Batch == nil {
 		return errors.New("consume: neither Handler nor Batch is set")
 	}
@@ -80,7 +92,7 @@ func (b *Bus) Consume(ctx context.Context, s Subscription) error {
 	if err != nil {
 		return err
 	}
-	b.trouble("group", errors.New("not yet joined"))
+	b.trouble(c.name, errNotJoined)
 	if err := b.ensure(ctx, topics); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -124,6 +136,7 @@ func (c *consumer) topics() ([]kafka.TopicConfig, error) {
 		if err != nil {
 			return nil, fmt.Errorf("consume: %w", err)
 		}
+		c.types[kind.Type()] = true
 		base := c.b.topic(kind, contracts.LaneFresh)
 		if _, ok := c.sources[base]; ok {
 			continue // another event of the same topic
@@ -168,12 +181,12 @@ func (c *consumer) run(ctx context.Context) error {
 		}
 		if err != nil {
 			if !errors.Is(err, kafka.RebalanceInProgress) {
-				c.b.trouble("group", err)
+				c.b.trouble(c.name, err)
 				c.b.log.WarnContext(ctx, "the consumer group cannot be joined", "group", c.group, "error", err)
 			}
 			continue
 		}
-		c.b.trouble("group", nil)
+		c.b.endTroubles(c.name)
 		done := make(chan struct{})
 		gen.Start(func(genCtx context.Context) {
 			c.generation(ctx, genCtx, gen)
@@ -212,7 +225,7 @@ func (c *consumer) generation(ctx, genCtx context.Context, gen *kafka.Generation
 	defer cancelHand()
 
 	w := &work{c: c, gate: newGate(c.s.Concurrency), stop: stop, ctx: hand, done: newCommits(gen)}
-	f := &fetcher{b: c.b, drained: make(chan struct{}, 1)}
+	f := &fetcher{b: c.b, name: c.name + " fetch", drained: make(chan struct{}, 1)}
 	f.pushed = func(q *queue, n int) { w.gate.add(c.sources[q.topic].lane, n) }
 	for topic, parts := range gen.Assignments {
 		for _, p := range parts {
@@ -241,7 +254,7 @@ func (c *consumer) generation(ctx, genCtx context.Context, gen *kafka.Generation
 	workers.Wait()
 	close(finished)
 	rest.Wait()
-	c.b.clearTroubles(w)
+	c.b.endTroubles(c.name)
 }
 
 // drain gives the events in hand their time after a stop, and keeps the member

@@ -29,8 +29,9 @@ var (
 	secretHeader       = regexp.MustCompile(`(?i)auth|cookie|token|secret|passw|signature|credential|api-?key`)
 )
 
-// redact takes what looks like a credential out of a text and bounds its length.
-func redact(s string) string {
+// Redact takes what looks like a credential out of a text and bounds its
+// length to 1 KiB. The bus does it to the reasons of dead letters.
+func Redact(s string) string {
 	s = userinfoPattern.ReplaceAllString(s, "://***@")
 	s = credentialsPattern.ReplaceAllString(s, "$1 ***")
 	s = parameterPattern.ReplaceAllString(s, "$1=***")
@@ -90,7 +91,7 @@ func originOf(m *kafka.Message) origin {
 
 func (b *Bus) deadLetterHeaders(reason string, attempts int) []kafka.Header {
 	return []kafka.Header{
-		{Key: headerReason, Value: []byte(redact(reason))},
+		{Key: headerReason, Value: []byte(Redact(reason))},
 		{Key: headerAttempts, Value: []byte(strconv.Itoa(attempts))},
 		{Key: headerService, Value: []byte(b.service)},
 		{Key: headerTime, Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))},
@@ -111,7 +112,7 @@ func (b *Bus) PublishDeadLetter(ctx context.Context, topic, reason string, body 
 		if secretHeader.MatchString(name) || strings.HasPrefix(name, headerPrefixOwn) || len(value) > maxHeaderBytes {
 			continue
 		}
-		m.Headers = append(m.Headers, kafka.Header{Key: name, Value: []byte(redact(value))})
+		m.Headers = append(m.Headers, kafka.Header{Key: name, Value: []byte(Redact(value))})
 	}
 	slices.SortFunc(m.Headers, func(x, y kafka.Header) int { return cmp.Compare(x.Key, y.Key) })
 	m.Headers = append(m.Headers, b.deadLetterHeaders(reason, 1)...)
@@ -121,11 +122,11 @@ func (b *Bus) PublishDeadLetter(ctx context.Context, topic, reason string, body 
 	if err := b.ensure(ctx, []kafka.TopicConfig{b.topicConfig(m.Topic)}); err != nil {
 		return fmt.Errorf("dead letter: %w", err)
 	}
-	if err := b.write(ctx, []kafka.Message{m}); err != nil {
-		b.trouble("publish", err)
+	err := b.write(ctx, []kafka.Message{m})
+	b.published(err)
+	if err != nil {
 		return fmt.Errorf("dead letter: %w", err)
 	}
-	b.trouble("publish", nil)
 	b.metrics.deadLetters.WithLabelValues(base).Inc()
 	return nil
 }

@@ -112,6 +112,7 @@ func signal(c chan<- struct{}) {
 // time to each broker that leads any of them.
 type fetcher struct {
 	b       *Bus
+	name    string // of its trouble
 	queues  []*queue
 	drained chan struct{} // a full queue was taken from
 	pushed  func(q *queue, n int)
@@ -133,7 +134,7 @@ func (f *fetcher) run(ctx context.Context) {
 		}
 		f.b.log.WarnContext(ctx, "fetching from Kafka was interrupted", "error", err)
 		if attempt > 2 {
-			f.b.trouble("fetch", err)
+			f.b.trouble(f.name, err)
 		}
 		sleep(ctx, backoff(attempt, fetchMinPause, maxBackoff/2))
 	}
@@ -151,7 +152,7 @@ func (f *fetcher) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.b.trouble("fetch", nil)
+	f.b.trouble(f.name, nil)
 	failed := make(chan error, len(leaders))
 	var group sync.WaitGroup
 	for _, queues := range leaders {

@@ -93,6 +93,9 @@ func (w *work) handle(src source, rs []record) bool {
 			}
 			continue
 		}
+		if !w.c.types[d.ev.Type()] {
+			continue // another event of the same topic
+		}
 		ds = append(ds, d)
 	}
 	if w.c.s.Batch != nil && len(ds) > 1 {
@@ -235,10 +238,12 @@ func (w *work) send(msgs []kafka.Message) bool {
 		err := w.c.b.write(ctx, msgs)
 		cancel()
 		if err == nil {
-			w.c.b.trouble("publish", nil)
+			if attempt > 0 {
+				w.c.b.trouble(w.c.name+" output", nil)
+			}
 			return true
 		}
-		w.c.b.trouble("publish", err)
+		w.c.b.trouble(w.c.name+" output", err)
 		w.c.b.log.WarnContext(w.ctx, "output cannot be stored", "error", err, "attempt", attempt+1)
 		if !sleep(w.stop, backoff(attempt, 100*time.Millisecond, maxBackoff)) {
 			return false
@@ -253,11 +258,11 @@ func (w *work) pause(d *delivery, outcome Outcome, err error) bool {
 		d.outages++
 		w.c.b.trouble(w.outage(d), err)
 		w.c.b.log.WarnContext(w.ctx, "waiting for something the service cannot work without",
-			"type", d.ev.Type(), "subject", d.ev.Subject(), "id", d.ev.ID(), "attempt", d.attempts, "error", err)
+			"type", d.ev.Type(), "subject", d.ev.Subject(), "id", d.ev.ID(), "attempt", d.attempts, "error", Redact(err.Error()))
 		return sleep(w.stop, backoff(d.outages-1, 100*time.Millisecond, maxBackoff))
 	}
 	w.c.b.log.WarnContext(w.ctx, "attempt failed",
-		"type", d.ev.Type(), "subject", d.ev.Subject(), "id", d.ev.ID(), "attempt", d.attempts, "error", err)
+		"type", d.ev.Type(), "subject", d.ev.Subject(), "id", d.ev.ID(), "attempt", d.attempts, "error", Redact(err.Error()))
 	delay := w.c.b.cfg.RetryBackoff
 	for range d.failures - 1 {
 		delay *= 3
@@ -267,17 +272,7 @@ func (w *work) pause(d *delivery, outcome Outcome, err error) bool {
 
 // outage names the trouble of an event that waits for something.
 func (w *work) outage(d *delivery) string {
-	return "handler of " + d.rec.Topic + "/" + strconv.Itoa(d.rec.Partition)
-}
-
-// clearTroubles forgets the outages that handlers reported in a generation
-// that is over; its partitions may be somebody else's now.
-func (b *Bus) clearTroubles(w *work) {
-	for topic := range w.c.sources {
-		for p := range b.cfg.Partitions {
-			b.trouble(w.outage(&delivery{rec: record{kafka.Message{Topic: topic, Partition: p}}}), nil)
-		}
-	}
+	return w.c.name + " handler of " + d.rec.Topic + "/" + strconv.Itoa(d.rec.Partition)
 }
 
 // batch hands all events to Batch at once. Without done they are to be handled
@@ -325,7 +320,7 @@ func (w *work) batch(ds []*delivery) (done, abandoned bool) {
 		w.c.b.trouble(w.outage(ds[0]), nil)
 		failures++
 		if outcome != OutcomeRetry || failures >= w.c.b.cfg.Attempts {
-			w.c.b.log.WarnContext(w.ctx, "a batch failed, its events are handled one by one", "events", len(ds), "error", err)
+			w.c.b.log.WarnContext(w.ctx, "a batch failed, its events are handled one by one", "events", len(ds), "error", Redact(err.Error()))
 			return false, false
 		}
 		ds[0].failures = failures
@@ -339,7 +334,7 @@ func (w *work) batch(ds []*delivery) (done, abandoned bool) {
 // postpone puts an event into the service's retry topic.
 func (w *work) postpone(d *delivery, due time.Time, reason error) bool {
 	w.c.b.log.InfoContext(w.ctx, "event deferred",
-		"type", d.ev.Type(), "subject", d.ev.Subject(), "id", d.ev.ID(), "due", due, "attempt", d.attempts, "reason", reason)
+		"type", d.ev.Type(), "subject", d.ev.Subject(), "id", d.ev.ID(), "due", due, "attempt", d.attempts, "reason", Redact(reason.Error()))
 	m := kafka.Message{
 		Topic:   w.c.b.retryTopic(w.c.sources[d.rec.Topic].base),
 		Key:     d.rec.Key,
@@ -359,7 +354,7 @@ func (w *work) postpone(d *delivery, due time.Time, reason error) bool {
 func (w *work) bury(d *delivery, isEvent bool, reason error) bool {
 	w.c.b.log.ErrorContext(w.ctx, "event goes to the dead letters",
 		"topic", d.origin.topic, "partition", d.origin.partition, "offset", d.origin.offset,
-		"type", eventType(d, isEvent), "attempts", d.attempts, "reason", redact(reason.Error()))
+		"type", eventType(d, isEvent), "attempts", d.attempts, "reason", Redact(reason.Error()))
 	if isEvent && w.c.s.OnDead != nil && !w.send(w.lastWords(d, reason)) {
 		return false
 	}

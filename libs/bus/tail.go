@@ -33,7 +33,8 @@ type Tailed struct {
 func (b *Bus) Tail(ctx context.Context, topics []string, fromBeginning bool, fn func(Tailed) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := &fetcher{b: b, drained: make(chan struct{}, 1)}
+	f := &fetcher{b: b, name: "tail", drained: make(chan struct{}, 1)}
+	defer b.trouble("tail", nil)
 	parts, err := b.partitions(ctx, func(topic string) bool { return contains(topics, topic) })
 	if err != nil {
 		return fmt.Errorf("tail: %w", err)

@@ -100,7 +100,9 @@ func (b *Bus) ensure(ctx context.Context, topics []kafka.TopicConfig) error {
 			break
 		}
 		if err == nil {
-			err = b.create(ctx, missing)
+			if err = b.create(ctx, missing); err == nil && attempt == 0 {
+				continue
+			}
 		}
 		if err != nil && !temporary(err) {
 			return err

@@ -122,8 +122,12 @@ func lanes(r *rig) {
 	var seen journal
 	r.consume(b, bus.Subscription{
 		Events: []string{contracts.ImagePushedV1}, Concurrency: 2,
-		Handler: func(_ context.Context, in event.Event) ([]event.Event, error) {
+		Handler: func(ctx context.Context, in event.Event) ([]event.Event, error) {
 			seen.add(fmt.Sprint(in.Extensions()[contracts.ExtLane]))
+			select {
+			case <-time.After(2 * time.Millisecond):
+			case <-ctx.Done():
+			}
 			return nil, nil
 		},
 	})

@@ -1,0 +1,371 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloudevents/sdk-go/v2/binding"
+	bindingtest "github.com/cloudevents/sdk-go/v2/binding/test"
+	"github.com/cloudevents/sdk-go/v2/event"
+	cetest "github.com/cloudevents/sdk-go/v2/test"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/segmentio/kafka-go"
+	"pgregory.net/rapid"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+)
+
+func TestClassify(t *testing.T) {
+	due := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, tt := range []struct {
+		name string
+		err  error
+		want Outcome
+		due  time.Time
+	}{
+		{"nil", nil, OutcomeOK, time.Time{}},
+		{"plain", io.ErrUnexpectedEOF, OutcomeRetry, time.Time{}},
+		{"permanent", Permanent(io.ErrUnexpectedEOF), OutcomePermanent, time.Time{}},
+		{"unavailable", Unavailable(io.ErrUnexpectedEOF), OutcomeUnavailable, time.Time{}},
+		{"later", Later(io.ErrUnexpectedEOF, due), OutcomeLater, due},
+		{"wrapped", fmt.Errorf("do: %w", Later(io.ErrUnexpectedEOF, due)), OutcomeLater, due},
+		{"the outermost counts", Permanent(fmt.Errorf("do: %w", Unavailable(io.ErrUnexpectedEOF))), OutcomePermanent, time.Time{}},
+		{"joined", errors.Join(io.ErrUnexpectedEOF, Unavailable(io.EOF)), OutcomeUnavailable, time.Time{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, at := Classify(tt.err)
+			if got != tt.want || !at.Equal(tt.due) {
+				t.Errorf("got %v %v, want %v %v", got, at, tt.want, tt.due)
+			}
+			if tt.err != nil && !errors.Is(tt.err, io.ErrUnexpectedEOF) {
+				t.Errorf("%v hides what it wraps", tt.err)
+			}
+		})
+	}
+	if Permanent(nil) != nil || Unavailable(nil) != nil || Later(nil, due) != nil {
+		t.Error("nil does not stay nil")
+	}
+}
+
+func TestParseTrace(t *testing.T) {
+	const id, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+	for _, tt := range []struct {
+		in string
+		ok bool
+	}{
+		{"00-" + id + "-" + span + "-01", true},
+		{"cc-" + id + "-" + span + "-01-what-the-future-brings", true},
+		{"00-" + id + "-" + span + "-01-extra", false},
+		{"ff-" + id + "-" + span + "-01", false},
+		{"00-" + strings.Repeat("0", 32) + "-" + span + "-01", false},
+		{"00-" + id + "-" + strings.Repeat("0", 16) + "-01", false},
+		{"00-" + strings.ToUpper(id) + "-" + span + "-01", false},
+		{"00-" + id + "-" + span, false},
+		{"00-" + id + "-" + span + "-1", false},
+		{"", false},
+	} {
+		got, ok := parseTrace(tt.in)
+		if ok != tt.ok {
+			t.Errorf("%q: %v, want %v", tt.in, ok, tt.ok)
+		}
+		if ok && (got.id != id || got.span != span || got.flags != "01") {
+			t.Errorf("%q: read %v", tt.in, got)
+		}
+	}
+	ctx := WithTraceparent(t.Context(), "00-"+id+"-"+span+"-01")
+	if got := Traceparent(ctx); got != "00-"+id+"-"+span+"-01" {
+		t.Errorf("traceparent %q", got)
+	}
+	if got := Traceparent(WithTraceparent(t.Context(), "nonsense")); got != "" {
+		t.Errorf("traceparent %q of nonsense", got)
+	}
+}
+
+func FuzzParseTrace(f *testing.F) {
+	f.Add("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	f.Add("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00-x")
+	f.Fuzz(func(t *testing.T, s string) {
+		tr, ok := parseTrace(s)
+		if !ok {
+			return
+		}
+		again, ok := parseTrace(tr.child().String())
+		if !ok || again.id != tr.id || again.span == tr.span {
+			t.Errorf("%q: child %v", s, again)
+		}
+	})
+}
+
+// The SDK's own events go through our binding in every mode unchanged.
+func TestBinding(t *testing.T) {
+	cetest.EachEvent(t, cetest.Events(), func(t *testing.T, ev event.Event) {
+		ev = cetest.ConvertEventExtensionsToString(t, ev)
+		ctx := t.Context()
+		for _, tt := range []struct {
+			name string
+			ctx  context.Context //nolint:containedctx // the SDK takes the wanted encoding from it
+			in   binding.Message
+			want binding.Encoding
+		}{
+			{"structured stays structured", ctx, bindingtest.MustCreateMockStructuredMessage(t, ev), binding.EncodingStructured},
+			{"binary stays binary", ctx, bindingtest.MustCreateMockBinaryMessage(ev), binding.EncodingBinary},
+			{"forced structured", binding.WithForceStructured(ctx), binding.ToMessage(&ev), binding.EncodingStructured},
+			{"forced binary", binding.WithForceBinary(ctx), binding.ToMessage(&ev), binding.EncodingBinary},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				var m kafka.Message
+				if err := writeMessage(tt.ctx, tt.in, &m); err != nil {
+					t.Fatal(err)
+				}
+				read := newMessage(&m)
+				if got := read.ReadEncoding(); got != tt.want {
+					t.Errorf("encoding %v, want %v", got, tt.want)
+				}
+				cetest.AssertEventEquals(t, ev, cetest.ConvertEventExtensionsToString(t, cetest.MustToEvent(t, ctx, read)))
+			})
+		}
+	})
+	if got := newMessage(&kafka.Message{Value: []byte("x")}).ReadEncoding(); got != binding.EncodingUnknown {
+		t.Errorf("no event has encoding %v", got)
+	}
+}
+
+func TestEncodeEvent(t *testing.T) {
+	ev := cetest.MinEvent()
+	ev.SetSubject("a subject")
+	for _, tt := range []struct{ name, key, want string }{
+		{"subject", "", "a subject"},
+		{"partitionkey", "a key", "a key"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ev := ev.Clone()
+			if tt.key != "" {
+				Key(&ev, tt.key)
+			}
+			m, err := encodeEvent(t.Context(), &ev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(m.Key) != tt.want || header(&m, headerContentType) != event.ApplicationCloudEventsJSON {
+				t.Errorf("key %q, headers %v", m.Key, m.Headers)
+			}
+			var binary kafka.Message
+			if err := writeMessage(binding.WithForceBinary(t.Context()), binding.ToMessage(&ev), &binary); err != nil {
+				t.Fatal(err)
+			}
+			if string(binary.Key) != tt.key {
+				t.Errorf("binary key %q, want %q", binary.Key, tt.key)
+			}
+		})
+	}
+	ev.SetID("")
+	if _, err := encodeEvent(t.Context(), &ev); err == nil {
+		t.Error("an event without an id was encoded")
+	}
+}
+
+func FuzzDecodeEvent(f *testing.F) {
+	f.Add("application/cloudevents+json", "", []byte(`{"specversion":"1.0","id":"1","source":"/x","type":"t","data":{}}`))
+	f.Add("application/json", "1.0", []byte(`{}`))
+	f.Add("application/cloudevents-batch+json", "", []byte(`[]`))
+	f.Fuzz(func(t *testing.T, contentType, version string, value []byte) {
+		m := kafka.Message{Value: value, Headers: []kafka.Header{
+			{Key: "content-type", Value: []byte(contentType)}, {Key: "ce_specversion", Value: []byte(version)},
+			{Key: "ce_id", Value: []byte("1")}, {Key: "ce_source", Value: []byte("/x")}, {Key: "ce_type", Value: []byte("t")},
+		}}
+		ev, err := decodeEvent(context.Background(), &m)
+		if err != nil {
+			return
+		}
+		if ev.ID() == "" || ev.Source() == "" || ev.Type() == "" {
+			t.Errorf("an event that is not valid was accepted: %v", ev)
+		}
+	})
+}
+
+func TestRedact(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"GET https://joe:hunter2@r.example/v2/: 401", "GET https://***@r.example/v2/: 401"},
+		{"Authorization: Bearer eyJhbGciOi.x.y refused", "Authorization: Bearer *** refused"},
+		{"GET /token?service=r&password=hunter2&x=1", "GET /token?service=r&password=***&x=1"},
+		{"basic trouble", "basic ***"}, // rather too much than too little
+		{"a plain reason", "a plain reason"},
+	} {
+		if got := Redact(tt.in); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.in, got, tt.want)
+		}
+	}
+	if got := Redact(strings.Repeat("é", 2000)); len(got) > maxReasonBytes || strings.ContainsRune(got, '\uFFFD') {
+		t.Errorf("%d bytes", len(got))
+	}
+}
+
+func TestConfig(t *testing.T) {
+	good := Config{Brokers: []string{"127.0.0.1:9092"}}
+	if err := good.Validate(); err != nil {
+		t.Error(err)
+	}
+	for name, change := range map[string]func(*Config){
+		"no brokers":             func(c *Config) { c.Brokers = nil },
+		"negative":               func(c *Config) { c.Partitions = -1 },
+		"drain over rebalance":   func(c *Config) { c.Drain = time.Minute },
+		"a password alone":       func(c *Config) { c.Password = "x" },
+		"a prefix with a blank":  func(c *Config) { c.Prefix = "a b" },
+		"a negative duration":    func(c *Config) { c.RetryBackoff = -1 },
+		"a negative replication": func(c *Config) { c.Replication = -1 },
+	} {
+		c := good
+		change(&c)
+		if c.Validate() == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := New(good, "a.b", slog.New(slog.DiscardHandler), nil); err == nil {
+		t.Error("a service name with a dot was accepted")
+	}
+}
+
+func TestRegistererIsShared(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	for _, service := range []string{"planner", "planner", "matcher"} {
+		newMetrics(reg, service).handled.WithLabelValues("t", "ok").Inc()
+	}
+	want := `
+# HELP tidewaiter_bus_events_handled_total Attempts at events, by what came of them.
+# TYPE tidewaiter_bus_events_handled_total counter
+tidewaiter_bus_events_handled_total{outcome="ok",service="matcher",type="t"} 1
+tidewaiter_bus_events_handled_total{outcome="ok",service="planner",type="t"} 2
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "tidewaiter_bus_events_handled_total"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPublishTroubleIsForgotten(t *testing.T) {
+	b, err := New(Config{Brokers: []string{"127.0.0.1:1"}}, "intake", slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.published(io.ErrUnexpectedEOF)
+	if err := b.Ready(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("ready: %v", err)
+	}
+	b.troubles["publish"] = trouble{err: io.EOF, until: time.Now().Add(-time.Second)}
+	if err := b.Ready(); err != nil {
+		t.Errorf("ready: %v", err)
+	}
+}
+
+// Whatever is asked of the gate in whatever order: the limit holds, nobody waits
+// while there is room and nothing stands before it, and bulk has its share.
+func TestGate(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		limit := rapid.IntRange(0, 4).Draw(t, "limit")
+		g := newGate(limit)
+		g.add(contracts.LaneFresh, 1_000_000) // fresh events never run out
+		type slot struct {
+			lane string
+			w    *waiter
+		}
+		var waiting, running []slot
+		started := map[string]int{}
+		ask := func(lane string) {
+			w := &waiter{n: 1, ready: make(chan struct{})}
+			g.mu.Lock()
+			if lane == contracts.LaneFresh {
+				g.fresh = append(g.fresh, w)
+			} else {
+				g.bulk = append(g.bulk, w)
+				g.bulkHeld++
+			}
+			g.grant()
+			g.mu.Unlock()
+			waiting = append(waiting, slot{lane, w})
+		}
+		collect := func() {
+			var still []slot
+			for _, s := range waiting {
+				select {
+				case <-s.w.ready:
+					running = append(running, s)
+					started[s.lane]++
+				default:
+					still = append(still, s)
+				}
+			}
+			waiting = still
+		}
+		for range 3 {
+			ask(contracts.LaneFresh)
+		}
+		for range 5 {
+			ask(contracts.LaneBulk)
+		}
+		for range 400 {
+			collect()
+			if limit > 0 && len(running) > limit {
+				t.Fatalf("%d run, the limit is %d", len(running), limit)
+			}
+			if len(running) == 0 {
+				t.Fatalf("nothing runs, %d wait", len(waiting))
+			}
+			i := rapid.IntRange(0, len(running)-1).Draw(t, "ends")
+			s := running[i]
+			running = append(running[:i], running[i+1:]...)
+			g.release(s.lane, 1)
+			ask(s.lane)
+		}
+		total := started[contracts.LaneFresh] + started[contracts.LaneBulk]
+		if bulk := started[contracts.LaneBulk]; bulk*20 < total-20*len(running) {
+			t.Fatalf("bulk had %d of %d", bulk, total)
+		}
+	})
+}
+
+func TestGateLetsGo(t *testing.T) {
+	g := newGate(1)
+	if !g.acquire(t.Context(), contracts.LaneFresh, 1) {
+		t.Fatal("a free slot was refused")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, lane := range []string{contracts.LaneFresh, contracts.LaneBulk} {
+		if g.acquire(ctx, lane, 1) {
+			t.Errorf("%s: a slot was given after the end", lane)
+		}
+	}
+	g.release(contracts.LaneFresh, 1)
+	if g.running != 0 || g.bulkHeld != 0 || len(g.fresh)+len(g.bulk) != 0 {
+		t.Errorf("left behind: %+v", g)
+	}
+}
+
+// What is due first is handled first.
+func TestEarliest(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 20).Draw(t, "events")
+		window := make([]waiting, n)
+		for i := range window {
+			window[i].rec.Offset = int64(i)
+			window[i].due = time.Unix(int64(rapid.IntRange(0, 5).Draw(t, "due")), 0)
+		}
+		order := make([]time.Time, 0, n)
+		for len(window) > 0 {
+			i := earliest(window)
+			order = append(order, window[i].due)
+			window = append(window[:i], window[i+1:]...)
+		}
+		for i := 1; i < len(order); i++ {
+			if order[i].Before(order[i-1]) {
+				t.Fatalf("out of order: %v", order)
+			}
+		}
+	})
+}
