@@ -1,3 +1,0 @@
-package contracts
-
-import _ "github.com/santhosh-tekuri/jsonschema/v6"

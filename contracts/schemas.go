@@ -1,0 +1,65 @@
+package contracts
+
+import (
+	"embed"
+	"fmt"
+)
+
+//go:generate go run ./internal/schemagen
+
+// SchemaBase is where the schemas' ids live; the id of a schema is SchemaBase +
+// name + SchemaSuffix.
+const (
+	SchemaBase   = "https://tidewaiter.dev/schemas/"
+	SchemaSuffix = ".schema.json"
+)
+
+//go:embed schemas/*.json examples/*.json
+var files embed.FS
+
+// DocumentKind describes a document that is no event: what is stored as a
+// blob, signed, or printed by the command line.
+type DocumentKind struct {
+	Name string     // for example "inventory"; names its schema and its example
+	New  func() any // pointer to a zero value
+}
+
+// Documents lists every document that exists: those that are stored, those
+// that are signed, those that the command line prints.
+func Documents() []DocumentKind {
+	return []DocumentKind{
+		{"layer-report", func() any { return new(LayerReport) }},
+		{"inventory", func() any { return new(Inventory) }},
+		{"report", func() any { return new(Report) }},
+		{"predicate-vuln", func() any { return new(VulnPredicate) }},
+		{"predicate-vsa", func() any { return new(VSAPredicate) }},
+		{"cli-scan", func() any { return new(Scan) }},
+		{"cli-verify", func() any { return new(Verification) }},
+		{"cli-where", func() any { return new(TimelineEntry) }},
+		{"cli-advisories-build", func() any { return new(AdvisoriesBuild) }},
+		{"cli-advisories-status", func() any { return new(AdvisoriesStatus) }},
+		{"cli-webhook-decode", func() any { return new(WebhookDecode) }},
+		{"cli-report", func() any { return new(FleetReport) }},
+		{"cli-dlq", func() any { return new(DeadLetter) }},
+	}
+}
+
+// Schema returns the JSON Schema (2020-12) of an event's data, by the event's
+// name, or of a document.
+func Schema(name string) ([]byte, error) {
+	b, err := files.ReadFile("schemas/" + name + SchemaSuffix)
+	if err != nil {
+		return nil, fmt.Errorf("schema of %q: %w", name, err)
+	}
+	return b, nil
+}
+
+// Example returns the golden example of an event, as a whole CloudEvent in
+// structured mode, or of a document.
+func Example(name string) ([]byte, error) {
+	b, err := files.ReadFile("examples/" + name + ".json")
+	if err != nil {
+		return nil, fmt.Errorf("example of %q: %w", name, err)
+	}
+	return b, nil
+}
