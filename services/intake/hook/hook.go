@@ -149,7 +149,7 @@ var signatureTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}(?:\.(?:sig|att|sbom)
 
 // saidDigest is a digest as senders may write it, whole or not. Of an event that
 // ends here, which nobody resolves, it is shown as it was said.
-var saidDigest = regexp.MustCompile(`^sha256:[0-9a-f]{1,64}$`)
+var saidDigest = regexp.MustCompile(`^sha256:[0-9a-f]{1,128}$`)
 
 // finish brings an event into shape after a decoder has filled in what the
 // payload says: it binds the source's registry, drops what cannot be right and
