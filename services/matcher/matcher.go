@@ -16,7 +16,6 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/run"
 	"github.com/tidewaiter/tidewaiter/libs/store"
-	"github.com/tidewaiter/tidewaiter/services/matcher/match"
 	"github.com/tidewaiter/tidewaiter/services/matcher/policy"
 )
 
