@@ -42,9 +42,18 @@ type Part func(ctx context.Context, inventoryDigest string) (*contracts.Inventor
 // What could not be looked at is listed, and the document then calls itself
 // incomplete.
 func CycloneDX(ctx context.Context, inv *contracts.Inventory, inventoryDigest string, part Part) ([]byte, error) {
+	bom, err := BOM(ctx, inv, inventoryDigest, part)
+	if err != nil {
+		return nil, err
+	}
+	return Encode(bom)
+}
+
+// BOM is CycloneDX before it is encoded, for those who have something to add.
+func BOM(ctx context.Context, inv *contracts.Inventory, inventoryDigest string, part Part) (*cdx.BOM, error) {
 	root := imageComponent(inv.Digest, inv.Platform, inventoryDigest)
-	refs := References{}
-	root.BOMRef = refs.Next(inv.Digest)
+	refs := references{}
+	root.BOMRef = refs.next(inv.Digest)
 	list := components(inv, refs)
 	gaps := slices.Clone(inv.Gaps)
 	for _, p := range inv.Parts {
@@ -53,7 +62,7 @@ func CycloneDX(ctx context.Context, inv *contracts.Inventory, inventoryDigest st
 			return nil, fmt.Errorf("inventory %s of part %s: %w", p.Inventory, p.Digest, err)
 		}
 		c := imageComponent(p.Digest, p.Platform, p.Inventory)
-		c.BOMRef = refs.Next(p.Digest)
+		c.BOMRef = refs.next(p.Digest)
 		if inner := componentsOf(child, refs); len(inner) > 0 {
 			c.Components = &inner
 		}
@@ -65,16 +74,16 @@ func CycloneDX(ctx context.Context, inv *contracts.Inventory, inventoryDigest st
 			gaps = append(gaps, g)
 		}
 	}
-	bom := Document(inventoryDigest, inv.Analyzer)
+	bom := document(inventoryDigest, inv.Analyzer)
 	bom.Metadata.Component = &root
 	bom.Components = &list
-	MarkGaps(bom, gaps, root.BOMRef)
-	return Encode(bom)
+	markGaps(bom, gaps, root.BOMRef)
+	return bom, nil
 }
 
-// Document returns an empty document whose serial number is derived from what
+// document returns an empty document whose serial number is derived from what
 // it is about.
-func Document(about, analyzer string) *cdx.BOM {
+func document(about, analyzer string) *cdx.BOM {
 	bom := cdx.NewBOM()
 	bom.SerialNumber = serial(about)
 	bom.Metadata = &cdx.Metadata{Tools: &cdx.ToolsChoice{Components: &[]cdx.Component{{
@@ -84,8 +93,8 @@ func Document(about, analyzer string) *cdx.BOM {
 	return bom
 }
 
-// MarkGaps lists what could not be looked at below the component root.
-func MarkGaps(bom *cdx.BOM, gaps []contracts.Gap, root string) {
+// markGaps lists what could not be looked at below the component root.
+func markGaps(bom *cdx.BOM, gaps []contracts.Gap, root string) {
 	if len(gaps) == 0 {
 		return
 	}
@@ -111,11 +120,11 @@ func Encode(bom *cdx.BOM) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// References hands out names that are unique within a document.
-type References map[string]bool
+// references hands out names that are unique within a document.
+type references map[string]bool
 
-// Next returns want, or want with a number after it when it was handed out before.
-func (r References) Next(want string) string {
+// next returns want, or want with a number after it when it was handed out before.
+func (r references) next(want string) string {
 	name := want
 	for n := 2; r[name]; n++ {
 		name = want + "#" + strconv.Itoa(n)
@@ -124,7 +133,7 @@ func (r References) Next(want string) string {
 	return name
 }
 
-func components(inv *contracts.Inventory, refs References) []cdx.Component {
+func components(inv *contracts.Inventory, refs references) []cdx.Component {
 	out := componentsOf(inv, refs)
 	if out == nil {
 		return []cdx.Component{}
@@ -132,16 +141,16 @@ func components(inv *contracts.Inventory, refs References) []cdx.Component {
 	return out
 }
 
-func componentsOf(inv *contracts.Inventory, refs References) []cdx.Component {
+func componentsOf(inv *contracts.Inventory, refs references) []cdx.Component {
 	var out []cdx.Component
 	if inv.OS != nil {
 		out = append(out, cdx.Component{
-			Type: cdx.ComponentTypeOS, BOMRef: refs.Next("os:" + inv.OS.ID + "@" + inv.OS.VersionID),
+			Type: cdx.ComponentTypeOS, BOMRef: refs.next("os:" + inv.OS.ID + "@" + inv.OS.VersionID),
 			Name: inv.OS.ID, Version: inv.OS.VersionID, Description: inv.OS.PrettyName,
 		})
 	}
 	for _, p := range inv.Packages {
-		out = append(out, Component(p, refs))
+		out = append(out, component(p, refs))
 	}
 	return out
 }
@@ -159,11 +168,11 @@ func imageComponent(digest string, platform *contracts.Platform, inventoryDigest
 	return c
 }
 
-// Component returns a package as a component.
-func Component(p contracts.Package, refs References) cdx.Component {
-	group, name := GroupAndName(p.Ecosystem, p.Name)
+// component returns a package as a component.
+func component(p contracts.Package, refs references) cdx.Component {
+	group, name := groupAndName(p.Ecosystem, p.Name)
 	c := cdx.Component{
-		BOMRef: refs.Next(ref(p)), Type: cdx.ComponentTypeLibrary,
+		BOMRef: refs.next(ref(p)), Type: cdx.ComponentTypeLibrary,
 		Group: group, Name: name, Version: p.Version, PackageURL: p.PURL,
 	}
 	if p.Server {
@@ -195,9 +204,9 @@ func ref(p contracts.Package) string {
 	return p.Ecosystem + "/" + p.Name + "@" + p.Version
 }
 
-// GroupAndName splits the names of ecosystems that have groups: Maven's
+// groupAndName splits the names of ecosystems that have groups: Maven's
 // group:artifact and npm's @scope/name.
-func GroupAndName(ecosystem, name string) (group, short string) {
+func groupAndName(ecosystem, name string) (group, short string) {
 	var found bool
 	switch ecosystem, _, _ := strings.Cut(ecosystem, ":"); ecosystem {
 	case "Maven":

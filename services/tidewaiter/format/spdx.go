@@ -44,7 +44,7 @@ func writeSPDX(w io.Writer, scan *contracts.Scan, created time.Time) error {
 	doc := &v2_3.Document{
 		SPDXVersion: v2_3.Version, DataLicense: v2_3.DataLicense, SPDXIdentifier: "DOCUMENT",
 		DocumentName:      about(scan),
-		DocumentNamespace: informationURI + "spdx/" + strings.TrimPrefix(scan.Inventory, "sha256:"),
+		DocumentNamespace: informationURI + "spdx/" + strings.TrimPrefix(scan.Inventory, "sha256:") + "/" + strings.TrimPrefix(scan.Report, "sha256:"),
 		CreationInfo: &v2_3.CreationInfo{
 			Creators: []common.Creator{{CreatorType: "Tool", Creator: "tidewaiter"}},
 			Created:  created.UTC().Format(time.RFC3339),
@@ -62,7 +62,7 @@ func writeSPDX(w io.Writer, scan *contracts.Scan, created time.Time) error {
 		})
 	}
 	if len(scan.Gaps) > 0 {
-		doc.DocumentComment = fmt.Sprintf("Incomplete: %d gaps, the first: %s", len(scan.Gaps), scan.Gaps[0].Reason)
+		doc.DocumentComment = fmt.Sprintf("Incomplete, not looked at: %d, the first: %s", len(scan.Gaps), scan.Gaps[0].Reason)
 	}
 	if err := spdxjson.Write(doc, w, spdxjson.Indent("  ")); err != nil {
 		return fmt.Errorf("encode SPDX: %w", err)

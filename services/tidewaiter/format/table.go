@@ -82,7 +82,7 @@ func writeTable(w io.Writer, scan *contracts.Scan, o Options) error {
 	if scan.Image != nil {
 		fmt.Fprintln(out, clean(scan.Image.Digest))
 	}
-	fmt.Fprintf(out, "%d packages, advisories %s (sequence %d)\n\n", len(scan.Packages), clean(scan.Snapshot.Digest), scan.Snapshot.Sequence)
+	fmt.Fprintf(out, "Packages: %d. Advisories: %s (sequence %d)\n\n", len(scan.Packages), clean(scan.Snapshot.Digest), scan.Snapshot.Sequence)
 	printFindings(out, scan.Findings, p)
 	printLags(out, scan.Lags)
 	printGaps(out, scan.Gaps)
@@ -129,10 +129,10 @@ func printFindings(out io.Writer, findings []contracts.Finding, p painter) {
 		t.print(out)
 		fmt.Fprintln(out)
 	}
-	fmt.Fprintf(out, "%d findings: %d critical, %d high, %d medium, %d low, %d unknown; %d can be fixed, %d known to be exploited\n",
+	fmt.Fprintf(out, "Findings: %d (%d critical, %d high, %d medium, %d low, %d unknown); %d can be fixed, %d known to be exploited\n",
 		c.Total(), c.Critical, c.High, c.Medium, c.Low, c.Unknown, c.Fixable, c.KEV)
 	if excused > 0 {
-		fmt.Fprintf(out, "%d more do not affect it or are excused by the policy\n", excused)
+		fmt.Fprintf(out, "Beside these, not affecting it or excused by the policy: %d\n", excused)
 	}
 }
 
@@ -181,7 +181,7 @@ func printGaps(out io.Writer, gaps []contracts.Gap) {
 	if len(gaps) == 0 {
 		return
 	}
-	fmt.Fprintf(out, "\n%d gaps, which are not clean but unknown:\n", len(gaps))
+	fmt.Fprintf(out, "\nNot looked at, so not clean but unknown (%d):\n", len(gaps))
 	for i, g := range gaps {
 		if i == maxGaps {
 			fmt.Fprintf(out, "  and %d more\n", len(gaps)-maxGaps)
