@@ -353,11 +353,15 @@ func fixedIn(ecosystem string, findings []finding) []string {
 func lowestMending(sorted []string, rank map[string]int, installed string, findings [][]string) string {
 	candidates := map[string]bool{}
 	highest := ""
+	var ahead [][]string // of each finding that can be mended: the fixes above the installed version
 	for _, fixed := range findings {
-		for _, v := range fixed {
-			if rank[v] <= rank[installed] {
-				continue
-			}
+		// The installed version has passed the others and is affected all the same: they are of other branches.
+		above := slices.DeleteFunc(slices.Clone(fixed), func(v string) bool { return rank[v] <= rank[installed] })
+		if len(above) == 0 {
+			continue
+		}
+		ahead = append(ahead, above)
+		for _, v := range above {
 			candidates[v] = true
 			if highest == "" || rank[v] > rank[highest] {
 				highest = v
@@ -365,7 +369,7 @@ func lowestMending(sorted []string, rank map[string]int, installed string, findi
 		}
 	}
 	for _, c := range sorted[rank[installed]+1:] {
-		if candidates[c] && !slices.ContainsFunc(findings, func(fixed []string) bool { return !mends(rank, c, fixed) }) {
+		if candidates[c] && !slices.ContainsFunc(ahead, func(fixed []string) bool { return !mends(rank, c, fixed) }) {
 			return c
 		}
 	}
