@@ -68,7 +68,7 @@ const (
 const (
 	publishTimeout    = 30 * time.Second
 	publishTrouble    = 10 * time.Second
-	batchTimeout      = 5 * time.Millisecond
+	batchTimeout      = 2 * time.Millisecond
 	batchSize         = 500
 	maxBackoff        = 5 * time.Second
 	heartbeatInterval = 500 * time.Millisecond
@@ -150,6 +150,7 @@ type Bus struct {
 	service   string
 	log       *slog.Logger
 	kinds     map[string]contracts.EventKind // by CloudEvents type
+	conns     *connections
 	transport *kafka.Transport
 	client    *kafka.Client
 	writer    *kafka.Writer
@@ -173,7 +174,9 @@ func New(cfg Config, service string, log *slog.Logger, reg prometheus.Registerer
 	}
 	cfg = cfg.withDefaults()
 	clientID := "tidewaiter-" + service
+	conns := &connections{open: make(map[*connection]struct{})}
 	transport := &kafka.Transport{
+		Dial:        conns.dial,
 		DialTimeout: dialTimeout,
 		MetadataTTL: metadataTTL,
 		ClientID:    clientID,
@@ -194,6 +197,7 @@ func New(cfg Config, service string, log *slog.Logger, reg prometheus.Registerer
 		service:   service,
 		log:       log.With("component", "bus"),
 		kinds:     make(map[string]contracts.EventKind),
+		conns:     conns,
 		transport: transport,
 		client:    &kafka.Client{Addr: addr, Timeout: requestTimeout, Transport: transport},
 		writer: &kafka.Writer{
@@ -221,6 +225,7 @@ func New(cfg Config, service string, log *slog.Logger, reg prometheus.Registerer
 func (b *Bus) Close() error {
 	err := b.writer.Close()
 	b.transport.CloseIdleConnections()
+	b.conns.close()
 	return err
 }
 
