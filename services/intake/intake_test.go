@@ -143,7 +143,7 @@ func startWith(t testing.TB, cfg Config, sources Sources) (*Intake, *memory) {
 	return s, m
 }
 
-func open() Source {
+func openSource() Source {
 	return Source{Kind: "distribution", Registry: "r.example:5000", Auth: Auth{None: true}}
 }
 
@@ -244,7 +244,7 @@ func TestAuthentication(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			src := open()
+			src := openSource()
 			src.Auth = c.auth
 			for _, h := range c.right {
 				s, m := start(t, src)
@@ -279,7 +279,7 @@ func TestZeroVerifierRefuses(t *testing.T) {
 }
 
 func TestUnknownSource(t *testing.T) {
-	s, m := start(t, open())
+	s, m := start(t, openSource())
 	for _, h := range []http.Header{{}, {"Authorization": {"Bearer x"}}} {
 		if w := call(s, http.MethodPost, "/hooks/other", h, push("1", "a", "1")); w.Code != http.StatusNotFound || w.Body.Len() != 0 || len(w.Header()) != 1 {
 			// the one header is the challenge that a known source would make too
@@ -405,7 +405,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestTooLarge(t *testing.T) {
-	s, m := start(t, open())
+	s, m := start(t, openSource())
 	body := append(push("1", "a", "1"), bytes.Repeat([]byte(" "), DefaultMaxBody)...)
 	if w := call(s, http.MethodPost, "/hooks/s", nil, body); w.Code != http.StatusRequestEntityTooLarge {
 		t.Errorf("got %d, want 413", w.Code)
@@ -419,7 +419,7 @@ func TestTooLarge(t *testing.T) {
 }
 
 func TestDeadLetter(t *testing.T) {
-	src := open()
+	src := openSource()
 	src.Auth = Auth{Bearer: &BearerAuth{TokenFile: file(t, "hunter2")}}
 	s, m := start(t, src)
 	h := http.Header{"Authorization": {"Bearer hunter2"}, "Content-Type": {"text/plain"}}
@@ -440,7 +440,7 @@ func TestDeadLetter(t *testing.T) {
 }
 
 func TestNotStored(t *testing.T) {
-	s, m := start(t, open())
+	s, m := start(t, openSource())
 	m.fail = func(context.Context) error { return errors.New("no broker") }
 	var deliveries []delivery
 	s.record = func(d delivery) { deliveries = append(deliveries, d) }
@@ -462,7 +462,7 @@ func TestNotStored(t *testing.T) {
 func TestSlowKafka(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.AckTimeout = 5 * time.Millisecond
-	s, m := startWith(t, cfg, Sources{"s": open()})
+	s, m := startWith(t, cfg, Sources{"s": openSource()})
 	m.fail = func(ctx context.Context) error { // ends when the deadline does
 		<-ctx.Done()
 		return ctx.Err()
@@ -473,7 +473,7 @@ func TestSlowKafka(t *testing.T) {
 }
 
 func TestSenderThatGoesAway(t *testing.T) {
-	s, m := start(t, open())
+	s, m := start(t, openSource())
 	m.fail = func(ctx context.Context) error { return ctx.Err() }
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -485,7 +485,7 @@ func TestSenderThatGoesAway(t *testing.T) {
 }
 
 func TestDuplicate(t *testing.T) {
-	s, m := start(t, open())
+	s, m := start(t, openSource())
 	var deliveries []delivery
 	s.record = func(d delivery) { deliveries = append(deliveries, d) }
 	for range 3 {
@@ -505,7 +505,7 @@ func TestDuplicate(t *testing.T) {
 		t.Errorf("got %d events", len(m.events))
 	}
 	// another process derives the same id
-	other, om := start(t, open())
+	other, om := start(t, openSource())
 	call(other, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
 	if om.events[0].ID() != m.events[0].ID() {
 		t.Errorf("ids %s and %s of one delivery", om.events[0].ID(), m.events[0].ID())
@@ -513,7 +513,7 @@ func TestDuplicate(t *testing.T) {
 }
 
 func TestEventsThatShareAnID(t *testing.T) {
-	s, m := start(t, open())
+	s, m := start(t, openSource())
 	one := `{"id":"x","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":"a","tag":"1"}}`
 	body := []byte(`{"events":[` + one + `,` + one + `]}`)
 	call(s, http.MethodPost, "/hooks/s", nil, body)
@@ -534,7 +534,7 @@ func TestSeenForgetsTheOldest(t *testing.T) {
 }
 
 func TestEvent(t *testing.T) {
-	s, m := start(t, open())
+	s, m := start(t, openSource())
 	now := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
 	s.now = func() time.Time { return now }
 	call(s, http.MethodPost, "/hooks/s", nil, push("id-1", "a/b", "1.0"))
@@ -574,7 +574,7 @@ func TestLanes(t *testing.T) {
 		return out
 	}
 	t.Run("hint", func(t *testing.T) {
-		s, m := start(t, open())
+		s, m := start(t, openSource())
 		call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", testSigTag))
 		if got := lanes(m); !reflect.DeepEqual(got, []string{"bulk"}) {
 			t.Errorf("got %v", got)
@@ -584,7 +584,7 @@ func TestLanes(t *testing.T) {
 		}
 	})
 	t.Run("source", func(t *testing.T) {
-		src := open()
+		src := openSource()
 		src.Lane = contracts.LaneBulk
 		s, m := start(t, src)
 		call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
@@ -593,7 +593,7 @@ func TestLanes(t *testing.T) {
 		}
 	})
 	t.Run("quota", func(t *testing.T) {
-		src := open()
+		src := openSource()
 		src.Quota = 2
 		s, m := start(t, src)
 		now := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
@@ -617,7 +617,7 @@ func TestLanes(t *testing.T) {
 }
 
 func TestPaths(t *testing.T) {
-	src := open()
+	src := openSource()
 	src.Paths = []string{"team-a/", "shared/base"}
 	s, m := start(t, src)
 	for i, repository := range []string{"team-a/api", "team-a", "team-ab/api", "shared/base", "shared/base/x", "shared/basement", "other"} {
@@ -757,7 +757,7 @@ func TestLogHoldsNoSecrets(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	s, m := start(t, open())
+	s, m := start(t, openSource())
 	call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
 	call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
 	call(s, http.MethodPost, "/hooks/x", nil, push("1", "a", "1"))
