@@ -193,8 +193,7 @@ func (b *blobBody) resume() (again bool, err error) {
 	case resp.StatusCode >= 500:
 		return true, fmt.Errorf("HTTP %d", resp.StatusCode)
 	}
-	_, err = b.t.answered(b.op, resp)
-	if err == nil {
+	if err = b.t.answered(b.op, resp); err == nil {
 		err = b.give(&Error{Kind: fromStatus(resp.StatusCode), Status: resp.StatusCode, Detail: "while resuming a download"})
 	}
 	return false, err

@@ -214,7 +214,7 @@ func TestArchive(t *testing.T) {
 	docker := map[string][]byte{
 		"manifest.json": []byte(`[{"Config":"` + digest.FromBytes(cfg).Encoded() + `.json","RepoTags":["app:v1"],"Layers":["abc/layer.tar"]}]`),
 		digest.FromBytes(cfg).Encoded() + ".json": cfg,
-		"abc/layer.tar":                           layer,
+		"abc/layer.tar": layer,
 	}
 	tarOf(t, filepath.Join(dir, "docker.tar"), docker, "manifest.json", digest.FromBytes(cfg).Encoded()+".json", "abc/layer.tar")
 	// docker save writes manifest.json last.

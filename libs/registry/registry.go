@@ -130,7 +130,7 @@ func normalize(name string) string {
 func (c *Client) host(registry, repository string) (*host, error) {
 	h := c.hosts[normalize(registry)]
 	if h == nil {
-		return nil, fmt.Errorf("registry %q: %w: add it under registries:", registry, ErrNotConfigured)
+		return nil, fmt.Errorf("registry %q: %w: add it under registries: in the configuration", registry, ErrNotConfigured)
 	}
 	if !under(repository, h.cfg.PathPrefixes) {
 		return nil, fmt.Errorf("repository %s/%s: %w: it is outside of the registry's pathPrefixes", registry, repository, ErrNotConfigured)

@@ -254,7 +254,10 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	o.note(req, resp)
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		defer done()
-		return t.answered(o, resp)
+		if err := t.answered(o, resp); err != nil {
+			return nil, err
+		}
+		return resp, nil
 	}
 	if req.Method == http.MethodHead || resp.Body == http.NoBody {
 		done()
@@ -317,7 +320,10 @@ func (t *transport) token(req *http.Request) (*http.Response, error) {
 	}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
 		defer cancel()
-		return t.answered(nil, resp)
+		if err := t.answered(nil, resp); err != nil {
+			return nil, err
+		}
+		return resp, nil
 	}
 	resp.Body = &limitedBody{t: t, body: resp.Body, left: maxTokenBody, done: cancel}
 	return resp, nil
@@ -351,9 +357,10 @@ func (t *transport) failed(o *op, err error) error {
 	return e
 }
 
-// answered handles an answer that is no success. The body is read at once, so
-// that a slot is never held while regclient asks a token realm.
-func (t *transport) answered(o *op, resp *http.Response) (*http.Response, error) {
+// answered handles an answer that is no success: an error if another try is
+// for us to decide. The body is read at once, so that a slot is never held
+// while regclient asks a token realm.
+func (t *transport) answered(o *op, resp *http.Response) error {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // what cannot be read is not needed
 	_ = resp.Body.Close()
 	resp.Body = io.NopCloser(bytes.NewReader(body))
@@ -362,14 +369,14 @@ func (t *transport) answered(o *op, resp *http.Response) (*http.Response, error)
 	resp.Header.Del("Retry-After")
 	kind := fromStatus(resp.StatusCode)
 	if !errors.Is(kind, ErrThrottled) && !errors.Is(kind, ErrUnavailable) {
-		return resp, nil
+		return nil
 	}
 	e := &Error{Kind: kind, Status: resp.StatusCode, Detail: errorCode(body), After: after}
 	if errors.Is(kind, ErrThrottled) {
 		t.throttled(after)
 	}
 	o.fail(e)
-	return nil, e
+	return e
 }
 
 // note records what regclient does not pass on.

@@ -91,8 +91,12 @@ func TestStatus(t *testing.T) {
 		status, asked int
 		want          error
 	}{
-		{401, 1, ErrUnauthorized}, {403, 1, ErrUnauthorized}, {404, 1, ErrNotFound}, {400, 1, ErrRefused},
-		{500, 3, ErrUnavailable}, {504, 3, ErrUnavailable},
+		{401, 1, ErrUnauthorized},
+		{403, 1, ErrUnauthorized},
+		{404, 1, ErrNotFound},
+		{400, 1, ErrRefused},
+		{500, 3, ErrUnavailable},
+		{504, 3, ErrUnavailable},
 	}
 	for _, tt := range tests {
 		t.Run(fmt.Sprint(tt.status), func(t *testing.T) {
