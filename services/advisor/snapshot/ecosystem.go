@@ -53,8 +53,8 @@ func normalRelease(base, release string) string {
 }
 
 // NormalName returns a package's name as its ecosystem compares names:
-// PyPI as PEP 503 says, Packagist, NuGet and Bitnami in lower case, Go's
-// toolchain as stdlib.
+// PyPI as PEP 503 says; Packagist, NuGet, Bitnami and Go in lower case (a purl
+// of a Go module is, the module's path may not be); Go's toolchain as stdlib.
 func NormalName(base, name string) string {
 	switch base {
 	case "PyPI":
@@ -65,6 +65,7 @@ func NormalName(base, name string) string {
 		if name == "go" {
 			return "stdlib"
 		}
+		return strings.ToLower(name)
 	}
 	return name
 }

@@ -263,10 +263,10 @@ const (
 func (c Candidate) Record() Record {
 	s := c.entry.s
 	r := reader{b: s.sec[secRecords], at: int(c.record)}
-	flags, severity, score := r.count(), r.count(), r.count()
+	flags, severity, score := r.uvarint(), r.uvarint(), r.uvarint()
 	rec := Record{
 		Malware: flags&flagMalware != 0, Informational: flags&flagInformational != 0, HasScore: flags&flagScore != 0,
-		Score: float64(score) / 10, Severity: severityName(severity),
+		Score: float64(min(score, 100)) / 10, Severity: severityName(severity),
 	}
 	rec.ID, rec.Summary, rec.Module, rec.Vector = r.str(s), r.str(s), r.str(s), r.str(s)
 	if modified := r.signed(); modified > 0 {
@@ -280,12 +280,12 @@ func (c Candidate) Record() Record {
 // Informational says whether the advisory answers no vulnerability, without decoding the rest.
 func (c Candidate) Informational() bool {
 	r := reader{b: c.entry.s.sec[secRecords], at: int(c.record)}
-	return r.count()&flagInformational != 0
+	return r.uvarint()&flagInformational != 0
 }
 
-func severityName(n int) string {
+func severityName(n uint64) string {
 	names := severities()
-	if n >= len(names) {
+	if n >= uint64(len(names)) {
 		return names[0]
 	}
 	return names[n]

@@ -1,7 +1,6 @@
 package match
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -89,23 +88,27 @@ func (m *Matcher) evaluate(k key) *Result {
 	r := &Result{known: true}
 	facts := m.facts(entry)
 	version := snapshot.NormalVersion(base, k.version)
-	var place *snapshot.Place
-	parsed, err := readVersion(base, version)
-	if err == nil {
-		var p snapshot.Place
-		if p, err = entry.Locate(parsed, func(i int) (semantic.Version, error) { return facts.bound(base, entry, i) }); err == nil {
-			place = &p
-		}
-	}
+	place := m.locate(entry, facts, base, version)
 	hits := m.hits(entry, facts, place, release, version, k)
 	if place == nil && m.anyAbout(entry, release) {
 		r.gap = fmt.Sprintf("version: %s %s %q cannot be compared with its advisories", k.ecosystem, k.name, k.version)
-		if errors.Is(err, snapshot.ErrNoOrder) {
-			r.gap = fmt.Sprintf("no-order: the versions of %s cannot be compared; only those listed one by one were looked for", base)
-		}
 	}
 	r.findings = merge(entry, hits, k)
 	return r
+}
+
+// locate returns the place of a version among an entry's bounds, nil where it
+// cannot be compared with them.
+func (m *Matcher) locate(entry snapshot.Entry, facts *entryFacts, base, version string) *snapshot.Place {
+	parsed, err := readVersion(base, version)
+	if err != nil {
+		return nil
+	}
+	place, err := entry.Locate(parsed, func(i int) (semantic.Version, error) { return facts.bound(base, entry, i) })
+	if err != nil {
+		return nil
+	}
+	return &place
 }
 
 // readVersion reads an installed version. A text without a digit is no version
