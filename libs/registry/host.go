@@ -46,6 +46,7 @@ type host struct {
 
 	mu      sync.Mutex
 	rc      *regclient.RegClient
+	lister  *regclient.RegClient // lists referrers; see forget
 	user    string
 	pass    string
 	checked time.Time // when the credentials were read
@@ -119,7 +120,7 @@ func (h *host) client() (*regclient.RegClient, error) {
 	h.checked = time.Now()
 	if h.rc == nil || user != h.user || pass != h.pass {
 		h.user, h.pass = user, pass
-		h.rc = h.build(user, pass)
+		h.rc, h.lister = h.build(user, pass), nil
 	}
 	return h.rc, nil
 }
@@ -134,10 +135,23 @@ func (h *host) renewed() bool {
 	return err == nil && after != before
 }
 
-// forget drops what regclient has learned of the registry.
+// referrersClient returns the client that lists referrers.
+func (h *host) referrersClient() *regclient.RegClient {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lister == nil {
+		h.lister = h.build(h.user, h.pass)
+	}
+	return h.lister
+}
+
+// forget drops the client that lists referrers. regclient takes any failure of
+// the referrers API, also for a manifest that is not there, to mean that the
+// repository has none, and asks the fallback tag alone for the next minutes:
+// statements that are there would not be seen.
 func (h *host) forget() {
 	h.mu.Lock()
-	h.rc = nil
+	h.lister = nil
 	h.mu.Unlock()
 }
 
@@ -348,10 +362,9 @@ func (h *host) blob(ctx context.Context, r Ref, size int64) (io.ReadCloser, erro
 
 func (h *host) referrers(ctx context.Context, r Ref, artifactType string) (list []ocispec.Descriptor, api bool, err error) {
 	o := &op{}
-	err = h.do(ctx, "list referrers of "+r.String(), o, smallTimeout, tries, func(ctx context.Context, rc *regclient.RegClient) error {
-		rl, err := rc.ReferrerList(ctx, h.ref(r), scheme.WithReferrerMatchOpt(descriptor.MatchOpt{ArtifactType: artifactType}))
+	err = h.do(ctx, "list referrers of "+r.String(), o, smallTimeout, tries, func(ctx context.Context, _ *regclient.RegClient) error {
+		rl, err := h.referrersClient().ReferrerList(ctx, h.ref(r), scheme.WithReferrerMatchOpt(descriptor.MatchOpt{ArtifactType: artifactType}))
 		if err != nil && !errors.Is(err, errs.ErrNotFound) {
-			// regclient takes any failure for a missing API and remembers it.
 			h.forget()
 			return err
 		}
@@ -359,9 +372,12 @@ func (h *host) referrers(ctx context.Context, r Ref, artifactType string) (list 
 		for _, d := range rl.Descriptors {
 			list = append(list, toOCI(d))
 		}
+		if len(list) == 0 && !o.answeredReferrers() {
+			h.forget()
+		}
 		return nil
 	})
-	return list, o.referrersAPI, err
+	return list, o.answeredReferrers(), err
 }
 
 // toOCI converts regclient's descriptor.

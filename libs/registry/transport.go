@@ -83,6 +83,13 @@ func (o *op) failure() *Error {
 	return o.err
 }
 
+// answeredReferrers says whether the referrers API answered.
+func (o *op) answeredReferrers() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.referrersAPI
+}
+
 // newBase returns the transport that dials for one host by our rules.
 func newBase(cfg Host, authority string) (*http.Transport, error) {
 	t := &http.Transport{
