@@ -31,6 +31,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/store"
 	"github.com/tidewaiter/tidewaiter/services/attestor/sbom"
 	"github.com/tidewaiter/tidewaiter/services/attestor/statement"
+	"github.com/tidewaiter/tidewaiter/services/matcher/match"
 )
 
 // Name is the service's name.
@@ -124,7 +125,7 @@ func (a *Attestor) Handle(ctx context.Context, in event.Event) ([]event.Event, e
 
 	out, err := a.DB.Once(ctx, Name, in, func(context.Context, *sql.Tx) ([]event.Event, error) { return nil, errNew })
 	if err == nil {
-		return out, a.mend(ctx, log, m.Image)
+		return a.again(ctx, log, m.Image, out)
 	}
 	if !errors.Is(err, errNew) {
 		return nil, err
@@ -221,8 +222,8 @@ func (a *Attestor) check(ctx context.Context, m contracts.ImageMatched) (*contra
 		return nil, forged("report %s was made under policy %s, the event says %s", m.Report.Digest, report.Policy, m.Policy)
 	case m.Policy != a.Policy.Digest():
 		return nil, forged("the event was made under policy %s, attestor's is %s", m.Policy, a.Policy.Digest())
-	case report.Counts != m.Counts:
-		return nil, forged("report %s counts otherwise than the event", m.Report.Digest)
+	case report.Counts != m.Counts, report.Counts != match.Count(report.Findings):
+		return nil, forged("report %s counts otherwise than the event, or than its findings", m.Report.Digest)
 	case report.Verdict != m.Verdict, verdict != m.Verdict:
 		return nil, forged("verdict is %q in the event, %q in the report, %q by policy", m.Verdict, report.Verdict, verdict)
 	}
@@ -353,6 +354,21 @@ func (a *Attestor) artifact(f statement.Facts, mediaType, predicateType, blob st
 		maps.Copy(annotations, statement.BundleAnnotations(predicateType))
 	}
 	return artifact{PredicateType: predicateType, Type: mediaType, Blob: blob, Annotations: annotations}
+}
+
+// again answers an event that was answered before, after what is missing of
+// the statements was attached again. That this cannot be done does not make
+// the answer wrong.
+func (a *Attestor) again(ctx context.Context, log *slog.Logger, image contracts.Image, out []event.Event) ([]event.Event, error) {
+	err := a.mend(ctx, log, image)
+	if outcome, _ := bus.Classify(err); outcome == bus.OutcomePermanent {
+		log.WarnContext(ctx, "statements could not be attached again", slog.Any("error", err))
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // mend attaches again what is missing of what stands. An image that was

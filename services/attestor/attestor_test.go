@@ -581,6 +581,13 @@ func TestForgedEvents(t *testing.T) {
 				Packages: 1, Counts: m.Counts, Verdict: contracts.VerdictPass,
 			})
 		},
+		"a report that miscounts": func(m *contracts.ImageMatched) {
+			m.Counts = contracts.Counts{Critical: 2}
+			m.Report = w.put(contracts.Report{
+				Digest: m.Image.Digest, Kind: m.Kind, Inventory: m.Inventory.Digest, Policy: m.Policy,
+				Packages: 1, Counts: m.Counts, Verdict: m.Verdict,
+			})
+		},
 		"a report under another policy": func(m *contracts.ImageMatched) {
 			m.Policy = contracts.DigestOf([]byte("lax"))
 			m.Report = w.put(contracts.Report{
@@ -765,8 +772,13 @@ func TestOnDead(t *testing.T) {
 // Verdicts in any order, doubled anywhere: the newest stands, alone, and a
 // replay of all of them changes nothing.
 func TestAnyOrder(t *testing.T) {
+	worlds := map[bool]*world{true: newWorld(t, true), false: newWorld(t, false)}
+	round := 0
 	rapid.Check(t, func(rt *rapid.T) {
-		w := newWorld(t, rapid.Bool().Draw(rt, "api"))
+		w := worlds[rapid.Bool().Draw(rt, "api")]
+		round++
+		w.image.Repository = fmt.Sprintf("shop/cart%d", round)
+		w.push(w.image.Registry, w.image.Repository, "v1")
 		var events []event.Event
 		newest := contracts.ImageMatched{}
 		for i := range rapid.IntRange(1, 5).Draw(rt, "verdicts") {
