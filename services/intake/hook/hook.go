@@ -171,7 +171,11 @@ func (e Event) finish(req Request, raw []byte) Event {
 	if !contracts.ValidTag(e.Tag) {
 		e.Tag = ""
 	}
-	if ends := e.Action == Ignore && e.Hint == ""; !contracts.ValidDigest(e.Digest) && !(ends && saidDigest.MatchString(e.Digest)) {
+	kept := contracts.ValidDigest
+	if e.Action == Ignore && e.Hint == "" {
+		kept = saidDigest.MatchString
+	}
+	if !kept(e.Digest) {
 		e.Digest = ""
 	}
 	e.MediaType = clean(e.MediaType, maxMediaType)

@@ -1,0 +1,42 @@
+package intake
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/goccy/go-yaml"
+)
+
+// TestReadme: the configuration in README.md is one that is accepted, and shows every setting.
+func TestReadme(t *testing.T) {
+	b, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), "```yaml\n")
+	text, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("no configuration in README.md")
+	}
+	in := struct {
+		Intake  Config  `yaml:"intake"`
+		Sources Sources `yaml:"sources"`
+	}{Intake: DefaultConfig()}
+	if err := yaml.UnmarshalWithOptions([]byte(text), &in, yaml.Strict()); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Intake.Validate(); err != nil {
+		t.Error(err)
+	}
+	if err := in.Sources.Validate(); err != nil {
+		t.Error(err)
+	}
+	for _, setting := range []string{
+		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "paths", "auth", "lane", "quota", "origins",
+	} {
+		if !strings.Contains(text, " "+setting+":") {
+			t.Errorf("%s is not shown", setting)
+		}
+	}
+}
