@@ -15,11 +15,10 @@ import (
 	"github.com/tidewaiter/tidewaiter/services/assembler/merge"
 )
 
-// permanent are the reasons of layer.failed that another try through the same
-// repository cannot mend.
+// permanent are the reasons of layer.failed, in analyzer's words, that another
+// try through the same repository cannot mend.
 var permanent = []string{
-	"not-found", "unauthorized", "digest-mismatch", "size-mismatch", "not-configured", "forbidden-host", "too-large",
-	"unsupported-media-type", "poisoned", "limit", "crashed",
+	"not-found", "unauthorized", "digest-mismatch", "too-large", "not-configured", "forbidden-host", "refused",
 }
 
 // join is one transaction: what it reads, writes and emits.
@@ -176,7 +175,7 @@ func (j *join) images(ctx context.Context, query string, args ...any) ([]contrac
 	if err != nil {
 		return nil, fmt.Errorf("find plans: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	var images []contracts.Image
 	for rows.Next() {
 		var im contracts.Image
@@ -284,7 +283,7 @@ func (j *join) layers(ctx context.Context, im contracts.Image) (map[string]layer
 	if err != nil {
 		return nil, fmt.Errorf("read layers: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	states := map[string]layerState{}
 	for rows.Next() {
 		var layer string
@@ -310,7 +309,7 @@ func (j *join) failures(ctx context.Context, im contracts.Image, states map[stri
 	if err != nil {
 		return fmt.Errorf("read failures of layers: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	for rows.Next() {
 		var layer, registry, repository, reason string
 		var failures, final int

@@ -32,7 +32,7 @@ func serve(t *testing.T, f *fixture, token func() (string, error)) func(path, au
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer resp.Body.Close() //nolint:errcheck // nothing was written
+		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
 		if err != nil {
 			t.Fatal(err)

@@ -99,7 +99,7 @@ func dueBefore(ctx context.Context, tx *sql.Tx, now time.Time) ([]deadline, erro
 	if err != nil {
 		return nil, fmt.Errorf("read deadlines: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	var all []deadline
 	for rows.Next() {
 		var d deadline
@@ -271,7 +271,7 @@ func (s *Service) referred(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	var blobs []string
 	for rows.Next() {
 		var digest string

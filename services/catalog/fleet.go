@@ -22,7 +22,7 @@ func (s *Service) Fleet(ctx context.Context) (contracts.FleetReport, error) {
 	if err != nil {
 		return contracts.FleetReport{}, fmt.Errorf("read current images: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	report := contracts.FleetReport{Servers: []contracts.ServerLag{}}
 	servers := map[string]*contracts.ServerLag{}
 	for rows.Next() {
@@ -190,11 +190,11 @@ func (s *Service) Images(ctx context.Context, ref, state, after string, limit in
 		query += " WHERE " + strings.Join(where, " AND ")
 	}
 	query += fmt.Sprintf(` ORDER BY (i.registry || '/' || i.repository || '@' || i.digest) LIMIT $%d`, len(args))
-	rows, err := s.db.QueryContext(ctx, query, args...)
+	rows, err := s.db.QueryContext(ctx, query, args...) //nolint:gosec // conditions are constants, values are parameters
 	if err != nil {
 		return nil, fmt.Errorf("read images: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	entries := []ImageEntry{}
 	for rows.Next() {
 		var i image
@@ -217,7 +217,7 @@ func (s *Service) Images(ctx context.Context, ref, state, after string, limit in
 
 func (i *image) entry() (ImageEntry, error) {
 	e := ImageEntry{
-		Image: i.Image.String(), Tags: []string{}, State: i.state, Kind: i.kind, Platform: i.platform, Source: i.source,
+		Image: i.String(), Tags: []string{}, State: i.state, Kind: i.kind, Platform: i.platform, Source: i.source,
 		Verdict: i.verdict, Report: i.report, Sequence: i.sequence, FirstSeen: rfc3339(i.firstSeen),
 	}
 	if i.attested > 0 {
@@ -270,7 +270,7 @@ func (s *Service) strings(ctx context.Context, query string, args ...any) ([]str
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	var all []string
 	for rows.Next() {
 		var v string

@@ -184,7 +184,7 @@ func (b *batch) wanted(ctx context.Context, d dirtying) (map[string]*contracts.P
 	if err != nil {
 		return nil, fmt.Errorf("read current images: %w", err)
 	}
-	defer rows.Close()              //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	images := map[string][]string{} // report → digests
 	for rows.Next() {
 		var digest, report string
@@ -413,7 +413,7 @@ func (b *batch) known(ctx context.Context, owner string) (map[string]*knownProbl
 	if err != nil {
 		return nil, fmt.Errorf("read problems: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	known := map[string]*knownProblem{}
 	for rows.Next() {
 		var key, data string

@@ -67,7 +67,7 @@ func (s *Service) pending(ctx context.Context) ([]event.Event, []int64, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	var events []event.Event
 	var positions []int64
 	for rows.Next() {

@@ -109,7 +109,7 @@ func (s *Service) timelineRows(ctx context.Context, where string, args ...any) (
 	if err != nil {
 		return nil, fmt.Errorf("read timeline: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	var all []timelineRow
 	for rows.Next() {
 		row, err := scanTimeline(rows)
@@ -199,7 +199,7 @@ func (s *Service) layerRow(ctx context.Context, layer string, since int64) (time
 	if err != nil {
 		return timelineRow{}, false, fmt.Errorf("read timeline of layer: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // the error is that of rows.Err
+	defer rows.Close()
 	if !rows.Next() {
 		return timelineRow{}, false, rows.Err()
 	}

@@ -14,6 +14,7 @@ import (
 // elasticsearch, couchdb) is absent on purpose: no distribution's advisories
 // speak for them, the product's own do.
 var owners = map[string][]string{
+	"apache":     {"apache2", "apache2-bin", "httpd", "httpd-core"},
 	"mariadb":    {"mariadb", "mariadb-server", "mariadb-server-*"},
 	"mongodb":    {"mongodb", "mongodb-server", "mongodb-server-core"},
 	"mysql":      {"mysql", "mysql-server", "mysql-server-[58]*", "mysql-server-core-*", "mysql[58]*-server"},
@@ -29,7 +30,8 @@ var owners = map[string][]string{
 // aliases are other names of the same products: endoflife.date's, Bitnami's
 // and those of the software itself.
 var aliases = map[string]string{
-	"mariadb-server": "mariadb", "mongo": "mongodb", "mongod": "mongodb", "mysql-server": "mysql", "mysqld": "mysql",
+	"apache-http-server": "apache",
+	"mariadb-server":     "mariadb", "mongo": "mongodb", "mongod": "mongodb", "mysql-server": "mysql", "mysqld": "mysql",
 	"node": "nodejs", "node.js": "nodejs", "java": "openjdk", "jre": "openjdk", "jdk": "openjdk",
 	"openjdk-builds-from-oracle": "openjdk", "oracle-jdk": "openjdk", "postgres": "postgresql",
 	"apache-tomcat": "tomcat", "redis-server": "redis",
