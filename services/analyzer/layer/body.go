@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 )
 
 // errTemp is a failure of the temporary file: ours, not the layer's.
@@ -27,6 +28,7 @@ func (b *body) reset(size int64) error {
 	b.size = 0
 	b.spilled = size > b.maxMemory
 	if !b.spilled {
+		b.mem = slices.Grow(b.mem, int(size)) // at most maxMemory
 		return nil
 	}
 	if b.file == nil {

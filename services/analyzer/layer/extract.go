@@ -197,11 +197,10 @@ type extractors struct {
 
 // newExtractors makes the extractors with the limits of o.
 func newExtractors(o Options) (*extractors, error) {
-	depth, opened := int32(min(o.MaxDepth, 64)), o.MaxFile+o.MaxNested
 	no := false
 	java := &config_go_proto.PluginConfig{PluginSpecific: []*config_go_proto.PluginSpecificConfig{{
 		Config: &config_go_proto.PluginSpecificConfig_JavaArchive{JavaArchive: &config_go_proto.JavaArchiveConfig{
-			MaxZipDepth: depth, MaxOpenedBytes: opened,
+			MaxZipDepth: 1, MaxOpenedBytes: max(o.MaxFile, o.MaxNested) + 1, // see analysis.java
 			HashJars: &no, // a hash of every jar costs as much again, and only names "unknown:unknown"
 		}},
 	}}}
@@ -258,6 +257,7 @@ func (a *analysis) extract(name string, f *facts) error {
 		f.release = parseRelease(name, content)
 		return nil
 	case kindJava, kindRPM, kindExecutable:
+		// These are read where they lie.
 	default:
 		// These are parsed from memory as a whole.
 		if a.body.size > maxText {
@@ -265,8 +265,22 @@ func (a *analysis) extract(name string, f *facts) error {
 			return nil
 		}
 	}
-	if f.kind == kindJava && !a.looksLikeZip() && !isJar(name) {
-		return nil // other things share the rarer endings
+	if f.kind == kindJava {
+		if !a.looksLikeZip() && !isJar(name) {
+			return nil // other things share the rarer endings
+		}
+		left := a.o.MaxNested
+		return a.java(name, a.body, 1, &left, f)
+	}
+	if f.kind == kindPython && a.looksLikeZip() {
+		many, err := tooManyMembers(a.body)
+		if err != nil {
+			return err
+		}
+		if many {
+			f.gaps = append(f.gaps, contracts.Gap{Path: name, Reason: limit("more than %d members in an archive", maxMembers).Error()})
+			return nil
+		}
 	}
 	x := a.extractors.byKind[f.kind]
 	input := &filesystem.ScanInput{
@@ -278,7 +292,7 @@ func (a *analysis) extract(name string, f *facts) error {
 	found, err := guarded(a.ctx, x, input)
 	f.packages, f.database = a.convert(f.kind, name, found)
 	if err != nil {
-		reason := extractReason(err, a.o)
+		reason := extractReason(err)
 		if reason != "" {
 			f.gaps = append(f.gaps, contracts.Gap{Path: name, Reason: reason})
 		}
@@ -315,7 +329,7 @@ var errPanic = errors.New("extractor panicked")
 
 // extractReason turns an extractor's error into the reason of a gap; "" means
 // that nothing was missed.
-func extractReason(err error, o Options) string {
+func extractReason(err error) string {
 	text := err.Error()
 	switch {
 	case errors.Is(err, errPanic):
@@ -323,9 +337,7 @@ func extractReason(err error, o Options) string {
 	case errors.Is(err, context.DeadlineExceeded), strings.Contains(text, "deadline exceeded"):
 		return "limit: time"
 	case errors.Is(err, filesystem.ErrExtractorMemoryLimitExceeded):
-		return fmt.Sprintf("limit: archives within it unpack to more than %d bytes", o.MaxNested)
-	case strings.Contains(text, "reached max zip depth"): // the extractor has no sentinel for it
-		return fmt.Sprintf("limit: archives nested deeper than %d", o.MaxDepth)
+		return "limit: memory of an extractor"
 	case strings.Contains(text, "Name or Version is empty"): // metadata of a package without a version
 		return ""
 	}

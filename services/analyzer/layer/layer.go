@@ -46,8 +46,8 @@ const (
 	// the temporary file; the process needs about 100 MiB more.
 	DefaultMaxMemory = 48 << 20
 	// DefaultMaxNested bounds the bytes that the archives within one archive
-	// unpack to. Each of them is held in memory.
-	DefaultMaxNested = 512 << 20
+	// unpack to, all levels together.
+	DefaultMaxNested = 1 << 30
 )
 
 // ratioGrace is how much may come out of any layer before the ratio counts:
@@ -123,7 +123,11 @@ func Analyze(ctx context.Context, r io.Reader, o Options) (*contracts.LayerRepor
 		opaque:   map[string]struct{}{},
 		body:     &body{maxMemory: o.MaxMemory, dir: o.TempDir},
 	}
-	defer a.body.close()
+	defer func() {
+		for _, b := range append(a.nested, a.body) {
+			b.close()
+		}
+	}()
 	var err error
 	if a.extractors, err = newExtractors(o); err != nil {
 		return nil, err

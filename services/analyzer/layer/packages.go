@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/google/osv-scalibr/extractor"
-	"github.com/google/osv-scalibr/extractor/filesystem/language/java/archive"
 	archivemeta "github.com/google/osv-scalibr/extractor/filesystem/language/java/archive/metadata"
 	apkmeta "github.com/google/osv-scalibr/extractor/filesystem/os/apk/metadata"
 	dpkgmeta "github.com/google/osv-scalibr/extractor/filesystem/os/dpkg/metadata"
@@ -100,7 +99,7 @@ func compareSystem(x, y contracts.SystemPackage) int {
 // languagePackage converts a package of a language's own package manager;
 // false means that it has no usable name or version.
 func languagePackage(k kind, p *extractor.Package) (contracts.LayerPackage, bool) {
-	lp := contracts.LayerPackage{Type: p.PURLType, Name: p.Name, Version: p.Version, Paths: []string{pathOf(p)}}
+	lp := contracts.LayerPackage{Type: p.PURLType, Name: p.Name, Version: p.Version, Paths: []string{p.Location.PathOrEmpty()}}
 	switch k {
 	case kindPython:
 		lp.Name = normalizePyPI(lp.Name)
@@ -156,32 +155,6 @@ func purl(p contracts.LayerPackage) string {
 		}
 	}
 	return packageurl.NewPackageURL(p.Type, namespace, name, p.Version, nil, "").ToString()
-}
-
-// pathOf returns the file that proves a package; archives within archives are
-// joined with "!/".
-func pathOf(p *extractor.Package) string {
-	out := p.Location.PathOrEmpty()
-	outer := out
-	for _, r := range p.Location.Related {
-		if r.File == nil || !archive.IsArchive(r.File.Path) {
-			break
-		}
-		inner, ok := strings.CutPrefix(r.File.Path, outer+"/")
-		if !ok {
-			break
-		}
-		out += "!/" + inner
-		outer = r.File.Path
-	}
-	return clip4096(out)
-}
-
-func clip4096(s string) string {
-	if len(s) > maxPath {
-		return s[:maxPath]
-	}
-	return s
 }
 
 var separators = regexp.MustCompile(`[-_.]+`)

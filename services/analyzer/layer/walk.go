@@ -43,6 +43,7 @@ type analysis struct {
 	stream     *stream
 	body       *body
 	extractors *extractors
+	nested     []*body // by depth of archives within archives
 	scratch    []byte
 
 	files    map[string]*facts // by clean path
@@ -334,6 +335,9 @@ func (a *analysis) classify(name string, class classify.Kind, f *facts) error {
 			f.servers = append(f.servers, s)
 		}
 	case classify.Archive:
+		if many, err := tooManyMembers(a.body); err != nil || many {
+			return err // the extractor, or nobody, will have said so
+		}
 		s, ok, err := classify.FromArchive(name, a.body, a.body.size)
 		if err != nil {
 			if len(f.gaps) == 0 { // else the extractor said so already

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -97,7 +98,8 @@ func closeInherited() {
 // result is what a child answers to a job.
 type result struct {
 	Report *contracts.LayerReport `json:"report"`
-	CPU    time.Duration          `json:"cpu"` // user and system time, nanoseconds
+	CPU    time.Duration          `json:"cpu"`  // user and system time, nanoseconds
+	Peak   int64                  `json:"peak"` // most resident memory so far, bytes
 }
 
 func serve(in io.Reader, out io.Writer, analyze analyzeFunc) error {
@@ -137,7 +139,7 @@ func job(lr *layerReader, out io.Writer, o layer.Options, analyze analyzeFunc) e
 	if err != nil {
 		return writeFrame(out, frameFailure, []byte(err.Error()))
 	}
-	b, err := json.Marshal(result{Report: report, CPU: cpuTime() - before})
+	b, err := json.Marshal(result{Report: report, CPU: cpuTime() - before, Peak: peak()})
 	if err != nil {
 		return fmt.Errorf("encode report: %w", err)
 	}
@@ -155,4 +157,22 @@ func cpuTime() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// peak is the most memory that this process ever had resident, in bytes
+// (proc(5), VmHWM). Getrusage would count the parent's before exec, too.
+func peak() int64 {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	_, rest, ok := strings.Cut(string(b), "\nVmHWM:")
+	if !ok {
+		return 0
+	}
+	var kib int64
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		return 0
+	}
+	return kib << 10
 }

@@ -44,7 +44,7 @@ const (
 	// executable is this program, even if its file was replaced meanwhile.
 	executable = "/proc/self/exe"
 	// watchEvery is how often a busy child's memory is looked at.
-	watchEvery = 20 * time.Millisecond
+	watchEvery = 5 * time.Millisecond
 	// startTimeout bounds the start of a child.
 	startTimeout = 30 * time.Second
 	// pipeSize is the buffer of the pipe to a child, in bytes.
@@ -75,6 +75,7 @@ type Pool struct {
 	slots  chan *process // nil: to be started
 	closed chan struct{}
 	once   sync.Once
+	peak   atomic.Int64
 }
 
 // process is one child process and its pipes.
@@ -135,6 +136,18 @@ func (p *Pool) Close() {
 	})
 }
 
+// PeakMemory returns the most bytes that any child had resident so far.
+func (p *Pool) PeakMemory() int64 { return p.peak.Load() }
+
+func (p *Pool) saw(bytes int64) {
+	for {
+		most := p.peak.Load()
+		if bytes <= most || p.peak.CompareAndSwap(most, bytes) {
+			return
+		}
+	}
+}
+
 // Analyze does what layer.Analyze does, in a child. It also returns the CPU
 // time that the child used. Errors are those of r and of ctx, and of children
 // that cannot be started.
@@ -179,7 +192,7 @@ func (p *Pool) run(ctx context.Context, c *process, r io.Reader, o layer.Options
 	if o.Timeout <= 0 {
 		stall = p.cfg.Stall + layer.DefaultTimeout
 	}
-	stop := c.watch(p.cfg.Memory)
+	stop := c.watch(p)
 	defer stop()
 
 	sent, err := c.send(ctx, r, o, stall)
@@ -199,6 +212,7 @@ func (p *Pool) run(ctx context.Context, c *process, r io.Reader, o layer.Options
 				return c.crashed(o, "unreadable report"), c.usage(), nil
 			}
 			c.cpu += res.CPU
+			p.saw(res.Peak)
 			return res.Report, res.CPU, nil
 		case a.kind == frameFailure:
 			if strings.Contains(string(a.payload), layer.ErrDigest.Error()) {
@@ -460,9 +474,10 @@ func (c *process) stop() {
 	}
 }
 
-// watch kills the child when it has more than limit bytes resident, until the
-// returned function is called.
-func (c *process) watch(limit int64) (stop func()) {
+// watch kills the child when it has more resident than the pool allows, until
+// the returned function is called.
+func (c *process) watch(p *Pool) (stop func()) {
+	limit := p.cfg.Memory - p.cfg.Memory/8 // it grows on until the next look
 	done, finished := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(finished)
@@ -475,8 +490,9 @@ func (c *process) watch(limit int64) (stop func()) {
 			case <-c.ended:
 				return
 			case <-ticker.C:
-				// A little early: it grows on until the next look.
-				if resident(c.pid) > limit-limit/16 {
+				now := resident(c.pid)
+				p.saw(now)
+				if now > limit {
 					c.memory.Store(true)
 					c.kill()
 					return

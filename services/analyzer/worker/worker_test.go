@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
@@ -142,6 +144,71 @@ func TestHarm(t *testing.T) {
 			works(t, newPool(t, Config{Workers: 1}))
 		})
 	}
+}
+
+// What the worst layers need stays within the bounds, and what would need more
+// is a gap.
+func TestMemoryIsBounded(t *testing.T) {
+	fat := map[string][]byte{}
+	for i := range 40 {
+		fat[fmt.Sprintf("in%d.jar", i)] = lt.Zip(map[string][]byte{"in.jar": make([]byte, 8<<20)})
+	}
+	whole := lt.Zip(map[string][]byte{"in.jar": lt.Zip(map[string][]byte{"in.jar": make([]byte, 400<<20)})})
+	for name, c := range map[string]struct {
+		layer lt.Layer
+		gap   string // "": none
+	}{
+		"a large file, spilled":                             {lt.Gzip(lt.Executable("bin/x", lt.ELF(make([]byte, 300<<20)))), ""},
+		"many nested archives":                              {lt.Gzip(lt.File("a.jar", lt.Zip(fat))), "corrupt:"},
+		"one nested archive that is larger than the memory": {lt.Gzip(lt.File("a.jar", whole)), "corrupt:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPool(t, Config{Workers: 1})
+			r, _, err := p.Analyze(t.Context(), bytes.NewReader(c.layer.Compressed), layer.Options{MaxRatio: 1 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := ""
+			for _, g := range r.Gaps {
+				all += g.Path + " " + g.Reason + "\n"
+			}
+			if (c.gap == "") != (all == "") || !strings.Contains(all, c.gap) {
+				t.Errorf("gaps %q, want %q", all, c.gap)
+			}
+			if p.PeakMemory() == 0 || p.PeakMemory() > DefaultMemory {
+				t.Errorf("%d MiB resident", p.PeakMemory()>>20)
+			}
+			t.Logf("%d MiB resident", p.PeakMemory()>>20)
+		})
+	}
+}
+
+// BenchmarkPool prints what a layer costs in a child, with its peak memory.
+func BenchmarkPool(b *testing.B) {
+	noise := make([]byte, 64<<20)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range noise {
+		if i%2 == 0 {
+			noise[i] = byte(r.Uint32())
+		}
+	}
+	l := lt.Gzip(lt.File("data", noise), lt.Executable("bin/x", lt.ELF(noise)))
+	p, err := New(Config{Workers: 1}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Close()
+	var used time.Duration
+	b.SetBytes(int64(len(l.Compressed)))
+	for b.Loop() {
+		_, cpu, err := p.Analyze(b.Context(), bytes.NewReader(l.Compressed), layer.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		used += cpu
+	}
+	b.ReportMetric(used.Seconds()/float64(b.N), "child-cpu-s")
+	b.ReportMetric(float64(p.PeakMemory()>>20), "peak-MiB")
 }
 
 func TestReplacedAfterCrash(t *testing.T) {
