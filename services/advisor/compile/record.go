@@ -126,21 +126,24 @@ func (b *builder) distribution(r *record, o *osvRecord) {
 			}
 		}
 	}
-	r.Module = b.intern(moduleOf(o.Summary))
+	r.Module = b.intern(modulesOf(o.Summary))
 	// ALBA, ALEA, RLBA, RHEA …: bug fixes and enhancements.
 	kind := strings.SplitN(r.ID, "-", 2)[0]
 	r.Informational = len(kind) == 4 && (kind[2:] == "BA" || kind[2:] == "EA") && len(r.Upstream) == 0 && len(r.Aliases) == 0
 }
 
-var modulePattern = regexp.MustCompile(`(?:^|\s)([a-z0-9][a-z0-9_-]*:[A-Za-z0-9][A-Za-z0-9._-]*)(?:\s|$)`)
+var modulePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*:[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
-// moduleOf returns "name:stream" of a modular advisory's summary, for example
-// "Important: nodejs:18 security update"; "" where it names none.
-func moduleOf(summary string) string {
-	if m := modulePattern.FindStringSubmatch(summary); m != nil {
-		return m[1]
+// modulesOf returns the "name:stream" of a modular advisory's summary, for
+// example of "Important: nodejs:18 security update", separated by spaces.
+func modulesOf(summary string) string {
+	var modules []string
+	for _, word := range strings.Fields(summary) {
+		if word = strings.Trim(word, ",."); modulePattern.MatchString(word) {
+			modules = append(modules, word)
+		}
 	}
-	return ""
+	return strings.Join(modules, " ")
 }
 
 func (b *builder) affected(o *osvAffected, whole rating) (snapshot.Affected, bool) {

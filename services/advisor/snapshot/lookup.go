@@ -242,7 +242,7 @@ type Record struct {
 	Aliases  []string
 	Upstream []string // vulnerabilities that a distribution's advisory answers
 	Summary  string
-	Module   string // "name:stream" of a modular rpm advisory
+	Module   string // "name:stream" of a modular rpm advisory, several separated by spaces
 	Modified time.Time
 	Severity string  // a contracts severity
 	Score    float64 // CVSS base score; 0 with HasScore false: unknown
