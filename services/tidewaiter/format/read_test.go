@@ -53,7 +53,8 @@ func TestReadSBOM(t *testing.T) {
 		"syft": {
 			syftLike,
 			[]string{"Debian:12 libssl3 3.0.11-1~deb12u2 from openssl ", "npm lodash 4.17.4 from  "},
-			[]string{"no-purl: homemade 1", "no-version: pkg:npm/left-pad", `purl: purl is missing type or name`}, "debian 12",
+			[]string{"no-purl: homemade 1", "no-version: pkg:npm/left-pad", `purl: purl is missing type or name`},
+			"debian 12",
 		},
 		"trivy": {
 			trivyLike,
