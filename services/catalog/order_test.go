@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"testing"
@@ -14,7 +15,7 @@ import (
 
 // knowledge is what the catalog holds in the end: images, problems (without
 // revision and times, which tell how it came to be) and the fleet's figures.
-func knowledge(t *rapid.T, f *fixture) string {
+func knowledge(t rapid.TB, f *fixture) string {
 	images, err := f.s.Images(f.t.Context(), "", "", "", 100)
 	if err != nil {
 		t.Fatal(err)
@@ -43,14 +44,11 @@ func knowledge(t *rapid.T, f *fixture) string {
 // image, one that fails) in a random order and random batches, with any of the
 // events doubled.
 func TestAnyOrderGivesTheSameKnowledge(t *testing.T) {
-	var want string
+	f, events := story(t)
+	f.handle(events...)
+	want := knowledge(t, f)
 	rapid.Check(t, func(rt *rapid.T) {
-		if want == "" {
-			f, events := story(t)
-			f.handle(events...)
-			want = knowledge(rt, f)
-		}
-		f, events := story(t)
+		f.forget()
 		all := append(slices.Clone(events), rapid.SliceOfN(rapid.SampledFrom(events), 0, 8).Draw(rt, "doubled")...)
 		all = rapid.Permutation(all).Draw(rt, "order")
 		for len(all) > 0 {
@@ -71,6 +69,16 @@ func TestAnyOrderGivesTheSameKnowledge(t *testing.T) {
 			rt.Fatalf("a replay sent %d events", len(f.out.events))
 		}
 	})
+}
+
+// forget empties the catalog's tables; blobs stay.
+func (f *fixture) forget() {
+	f.t.Helper()
+	for _, table := range []string{"timeline", "images", "tags", "tag_history", "layers", "parts", "reports", "problems", "deadlines", "pending"} {
+		if _, err := f.db.ExecContext(context.Background(), "DELETE FROM catalog_"+table); err != nil {
+			f.t.Fatal(err)
+		}
+	}
 }
 
 func story(t *testing.T) (*fixture, []event.Event) {
