@@ -346,7 +346,7 @@ func (f *fetcher) accept(ctx context.Context, q *queue, p *fetch.ResponsePartiti
 func (b *Bus) fetch(ctx context.Context, queues []*queue, wait time.Duration) (*fetch.Response, error) {
 	req := &fetch.Request{
 		ReplicaID:    -1,
-		MaxWaitTime:  int32(wait.Milliseconds()),
+		MaxWaitTime:  int32(wait.Milliseconds()), //nolint:gosec // at most half a second
 		MinBytes:     1,
 		MaxBytes:     fetchBytes,
 		SessionID:    -1,

@@ -115,7 +115,7 @@ func (w *work) handle(src source, rs []record) bool {
 // one brings a single event to its end, or returns false when it had to let go.
 func (w *work) one(d *delivery) bool {
 	for {
-		sent, err, ok := w.attempt(d)
+		sent, ok, err := w.attempt(d)
 		if !ok {
 			return false
 		}
@@ -155,11 +155,12 @@ func (w *work) one(d *delivery) bool {
 }
 
 // attempt waits for a slot, calls the handler once and sends its output. With
-// ok the slot is held. sent is meaningful without an error: whether all output
-// is stored; it is not when there was no time for it.
-func (w *work) attempt(d *delivery) (sent bool, err error, ok bool) { //nolint:staticcheck // err is the handler's, not this function's
+// ok the slot is held; without, the work ends and the event is let go. err is
+// the handler's, or why its output can never be sent. sent says, where there is
+// no err, whether all output is stored: it is not when there was no time for it.
+func (w *work) attempt(d *delivery) (sent, ok bool, err error) {
 	if !w.gate.acquire(w.stop, d.lane, 1) {
-		return false, nil, false
+		return false, false, nil
 	}
 	d.attempts++
 	ctx := w.span(d)
@@ -172,16 +173,16 @@ func (w *work) attempt(d *delivery) (sent bool, err error, ok bool) { //nolint:s
 	if err != nil && w.ctx.Err() != nil {
 		// The time to drain is over: that is no failure of the event.
 		w.gate.release(d.lane, 1)
-		return false, nil, false
+		return false, false, nil
 	}
 	if err != nil {
-		return false, err, true
+		return false, true, err
 	}
 	msgs, err := w.outputs(ctx, d.ev, out)
 	if err != nil {
-		return false, Permanent(err), true
+		return false, true, Permanent(err)
 	}
-	return w.send(msgs), nil, true
+	return w.send(msgs), true, nil
 }
 
 // span returns the context of one attempt: the hop's trace and the attempt's number.

@@ -177,8 +177,11 @@ func FuzzDecodeEvent(f *testing.F) {
 	f.Add("application/cloudevents-batch+json", "", []byte(`[]`))
 	f.Fuzz(func(t *testing.T, contentType, version string, value []byte) {
 		m := kafka.Message{Value: value, Headers: []kafka.Header{
-			{Key: "content-type", Value: []byte(contentType)}, {Key: "ce_specversion", Value: []byte(version)},
-			{Key: "ce_id", Value: []byte("1")}, {Key: "ce_source", Value: []byte("/x")}, {Key: "ce_type", Value: []byte("t")},
+			{Key: "content-type", Value: []byte(contentType)},
+			{Key: "ce_specversion", Value: []byte(version)},
+			{Key: "ce_id", Value: []byte("1")},
+			{Key: "ce_source", Value: []byte("/x")},
+			{Key: "ce_type", Value: []byte("t")},
 		}}
 		ev, err := decodeEvent(context.Background(), &m)
 		if err != nil {

@@ -44,6 +44,7 @@ func Run(t *testing.T, broker func(t *testing.T) Broker) {
 		{"outputs follow from their input", outputs},
 		{"a replay gives the same outputs", replay},
 		{"both content modes are read", contentModes},
+		{"events that share a topic are told apart", sharedTopic},
 		{"members leave and join in mid-flight", members},
 		{"failures find their end", failures},
 		{"a lost dead letter topic stops the partition", deadLetterFirst},

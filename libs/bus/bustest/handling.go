@@ -124,9 +124,12 @@ func contentModes(r *rig) {
 		kafka.Message{
 			Topic: topic, Value: []byte(`{"repository":"binary"}`),
 			Headers: []kafka.Header{
-				{Key: "ce_specversion", Value: []byte("1.0")}, {Key: "ce_id", Value: []byte("1")},
-				{Key: "ce_source", Value: []byte("/x")}, {Key: "ce_type", Value: []byte(typ)},
-				{Key: "ce_subject", Value: []byte("s")}, {Key: "content-type", Value: []byte("application/json")},
+				{Key: "ce_specversion", Value: []byte("1.0")},
+				{Key: "ce_id", Value: []byte("1")},
+				{Key: "ce_source", Value: []byte("/x")},
+				{Key: "ce_type", Value: []byte(typ)},
+				{Key: "ce_subject", Value: []byte("s")},
+				{Key: "content-type", Value: []byte("application/json")},
 			},
 		},
 		kafka.Message{
@@ -140,6 +143,30 @@ func contentModes(r *rig) {
 	slices.Sort(got)
 	if want := []string{"1 s binary", "2 s structured"}; !slices.Equal(got, want) {
 		r.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// sharedTopic: the finding events share a topic, and a service may want one of them.
+func sharedTopic(r *rig) {
+	b := r.bus("ticketer")
+	var seen journal
+	r.consume(b, bus.Subscription{
+		Events: []string{contracts.FindingOpenedV1, contracts.FindingClosedV1},
+		Handler: func(_ context.Context, in event.Event) ([]event.Event, error) {
+			seen.add(in.Type())
+			return nil, nil
+		},
+	})
+	names := []string{contracts.FindingOpenedV1, contracts.FindingChangedV1, contracts.FindingClosedV1}
+	for _, name := range names {
+		ev, err := bus.NewEvent(name, "problem", contracts.Problem{Key: "problem"})
+		r.must(err)
+		r.must(b.Publish(r.Context(), ev))
+	}
+	r.caughtUp(b)
+	want := []string{contracts.TypePrefix + contracts.FindingOpenedV1, contracts.TypePrefix + contracts.FindingClosedV1}
+	if got := seen.all(); !slices.Equal(got, want) {
+		r.Errorf("handled %v, want %v", got, want)
 	}
 }
 

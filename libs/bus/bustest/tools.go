@@ -37,7 +37,7 @@ func deadLetters(r *rig) {
 	r.caughtUp(b)
 	intake := r.bus("intake")
 	body := []byte("\x00not json")
-	r.must(intake.PublishDeadLetter(r.Context(), contracts.ImagePushedV1, "unexpected end", body, map[string]string{
+	r.must(intake.PublishDeadLetter(r.Context(), contracts.ImagePushedV1, "unexpected end", body, map[string]string{ //nolint:gosec // no real password: it must not be stored
 		"user-agent": "registry/2", "Authorization": "Bearer abcdefgh", "X-Hub-Signature": "sha256=00", "x-url": "http://u:p@h/",
 	}))
 
