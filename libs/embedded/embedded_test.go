@@ -23,6 +23,13 @@ import (
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+	"github.com/regclient/regclient"
+	"github.com/regclient/regclient/config"
+	"github.com/regclient/regclient/scheme/reg"
+	"github.com/regclient/regclient/types/descriptor"
+	regmanifest "github.com/regclient/regclient/types/manifest"
+	v1 "github.com/regclient/regclient/types/oci/v1"
+	"github.com/regclient/regclient/types/ref"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl/scram"
 	"go.uber.org/goleak"
@@ -141,7 +148,7 @@ func commit(t *testing.T, s *Servers, topic, group string, offset int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
+	defer func() { _ = g.Close() }()
 	generation, err := g.Next(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -399,13 +406,13 @@ func TestRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	anonymous := goredis.NewClient(options)
-	defer anonymous.Close()
+	defer func() { _ = anonymous.Close() }()
 	if err := anonymous.Ping(t.Context()).Err(); err == nil {
 		t.Error("Redis answers without a password")
 	}
 	options.Password = s.RedisPassword
 	c := goredis.NewClient(options)
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if err := c.Set(t.Context(), "lease", "x", 20*time.Millisecond).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -520,6 +527,99 @@ func TestReferrersPushedAtOnceAreAllKept(t *testing.T) {
 	if len(index.Manifests) != writers {
 		t.Errorf("%d referrers, want %d", len(index.Manifests), writers)
 	}
+}
+
+// Images with blobs of their own and shared ones, pushed at once into one new
+// repository and several, are all there, and each is announced once.
+func TestImagesPushedAtOnce(t *testing.T) {
+	r := newReceiver(t)
+	s, _ := run(t, Options{Dir: t.TempDir(), HookURL: r.URL})
+	host := config.HostNewName(s.RegistryAddress)
+	host.TLS, host.User, host.Pass, host.ReqConcurrent = config.TLSDisabled, s.RegistryUsername, s.RegistryPassword, 100
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	client := regclient.New(regclient.WithConfigHost(*host), regclient.WithRegOpts(reg.WithTransport(transport)))
+
+	const images = 24
+	want := map[string]bool{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for i := range images {
+		wg.Go(func() {
+			target, err := ref.New(fmt.Sprintf("%s/team/app%d:v%d", s.RegistryAddress, i%3, i))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			manifest := v1.Manifest{Versioned: v1.ManifestSchemaVersion, MediaType: manifestType}
+			for n, content := range []string{"{}", "a layer that all share", fmt.Sprintf("layer of image %d", i)} {
+				d, err := client.BlobPut(t.Context(), target, descriptor.Descriptor{}, strings.NewReader(content))
+				if err != nil {
+					t.Errorf("image %d: %v", i, err)
+					return
+				}
+				d.MediaType = "application/vnd.oci.image.layer.v1.tar"
+				if n == 0 {
+					d.MediaType = "application/vnd.oci.image.config.v1+json"
+					manifest.Config = d
+					continue
+				}
+				manifest.Layers = append(manifest.Layers, d)
+			}
+			m, err := regmanifest.New(regmanifest.WithOrig(manifest))
+			if err == nil {
+				err = client.ManifestPut(t.Context(), target, m)
+			}
+			if err != nil {
+				t.Errorf("image %d: %v", i, err)
+				return
+			}
+			if got, err := client.ManifestGet(t.Context(), target); err != nil || got.GetDescriptor().Digest != m.GetDescriptor().Digest {
+				t.Errorf("image %d is not there: %v", i, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			want[target.Repository+":"+target.Tag+"@"+m.GetDescriptor().Digest.String()] = true
+		})
+	}
+	wg.Wait()
+	eventually(t, "all notifications", func() bool { return len(r.received()) >= images })
+	for _, e := range r.received() {
+		name := e.Target.Repository + ":" + e.Target.Tag + "@" + e.Target.Digest
+		if !want[name] {
+			t.Errorf("unexpected or second notification of %s", name)
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 {
+		t.Errorf("not announced: %v", want)
+	}
+}
+
+func FuzzParseTarget(f *testing.F) {
+	for _, seed := range []string{
+		"/v2/a/manifests/v1", "/v2/a/b/c/manifests/sha256:00", "/v2/manifests/x", "/v2//a/../b/manifests/v1/",
+		"/v2/a/blobs/uploads/1", "", "/", "v2/manifests/manifests/manifests",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, p string) {
+		got, ok := parseTarget(p)
+		if !ok {
+			return
+		}
+		if got.repository == "" || got.reference == "" || strings.Contains(got.reference, "/") {
+			t.Fatalf("%q: %+v", p, got)
+		}
+		// What is locked is what olareg changes: the cleaned path says the same.
+		if got.kind != manifests {
+			return
+		}
+		again, ok := parseTarget("/v2/" + got.repository + "/manifests/" + got.reference)
+		if !ok || again != got {
+			t.Fatalf("%q: %+v, then %+v", p, got, again)
+		}
+	})
 }
 
 func TestRegistryStaysWhereItWas(t *testing.T) {

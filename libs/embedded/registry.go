@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,8 +31,8 @@ const (
 )
 
 // registry is olareg behind authentication, with what it lacks: a lock per
-// repository around changes (its referrers are an unlocked read-modify-write)
-// and push notifications.
+// repository (its referrers are an unlocked read-modify-write, and it reads
+// without a lock whether a repository exists) and push notifications.
 type registry struct {
 	olareg        http.Handler
 	password      [sha256.Size]byte
@@ -91,12 +92,21 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		_, _ = io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`+"\n")
 		return
 	}
-	repository, reference, ok := manifestPath(req.URL.Path)
-	if !ok || (req.Method != http.MethodPut && req.Method != http.MethodDelete) {
+	target, ok := parseTarget(req.URL.Path)
+	switch {
+	case !ok || target.kind == uploads: // nothing of a repository, or an upload that has begun
 		r.olareg.ServeHTTP(w, req)
-		return
+	case target.kind == manifests && (req.Method == http.MethodPut || req.Method == http.MethodDelete):
+		r.changeManifest(w, req, target)
+	case target.kind == blobs:
+		r.blob(w, req, target)
+	default:
+		unlock := r.lock(target.repository)
+		answer := &recorder{header: w.Header(), status: http.StatusOK}
+		r.olareg.ServeHTTP(answer, req)
+		unlock()
+		answer.send(w)
 	}
-	r.changeManifest(w, req, repository, reference)
 }
 
 func (r *registry) authenticated(req *http.Request) bool {
@@ -109,20 +119,107 @@ func (r *registry) authenticated(req *http.Request) bool {
 	return subtle.ConstantTimeCompare(given[:], r.password[:])&rightUser == 1
 }
 
-// manifestPath takes /v2/<repository>/manifests/<reference> apart, cleaning
-// the path as olareg does.
-func manifestPath(p string) (repository, reference string, ok bool) {
+// Kinds of targets in a repository.
+const (
+	manifests = "manifests"
+	blobs     = "blobs"
+	uploads   = "uploads"
+	index     = "index" // what is read from the repository's index
+)
+
+// target is what a request is about.
+type target struct{ repository, kind, reference string }
+
+// parseTarget takes a path apart (distribution-spec, "Endpoints"), cleaned as
+// olareg cleans it.
+func parseTarget(p string) (target, bool) {
 	parts := strings.Split(strings.Trim(path.Clean("/"+p), "/"), "/")
 	n := len(parts)
-	if n < 4 || parts[0] != "v2" || parts[n-2] != "manifests" {
-		return "", "", false
+	if n < 4 || parts[0] != "v2" {
+		return target{}, false
 	}
-	return strings.Join(parts[1:n-2], "/"), parts[n-1], true
+	t := target{repository: strings.Join(parts[1:n-2], "/"), reference: parts[n-1]}
+	switch {
+	case parts[n-2] == manifests, parts[n-2] == blobs:
+		t.kind = parts[n-2]
+	case parts[n-2] == "referrers", parts[n-2] == "tags":
+		t.kind = index
+	case n > 4 && parts[n-3] == blobs && parts[n-2] == uploads:
+		t.kind, t.repository = uploads, strings.Join(parts[1:n-3], "/")
+	default:
+		return target{}, false
+	}
+	return t, true
+}
+
+// lock waits for its turn in repositories, in the order of their names.
+// unlock may be called twice.
+func (r *registry) lock(repositories ...string) (unlock func()) {
+	slices.Sort(repositories)
+	var held []*sync.Mutex
+	for _, repository := range slices.Compact(repositories) {
+		value, _ := r.locks.LoadOrStore(repository, &sync.Mutex{})
+		mu := value.(*sync.Mutex)
+		mu.Lock()
+		held = append(held, mu)
+	}
+	return sync.OnceFunc(func() {
+		for _, mu := range held {
+			mu.Unlock()
+		}
+	})
+}
+
+// blob serves or begins to take a blob. olareg looks at the repository before
+// content flows: only that has to wait for others.
+func (r *registry) blob(w http.ResponseWriter, req *http.Request, t target) {
+	repositories := []string{t.repository}
+	if from := req.URL.Query().Get("from"); from != "" { // a blob is mounted
+		repositories = append(repositories, from)
+	}
+	unlock := r.lock(repositories...)
+	defer unlock()
+	req = req.Clone(req.Context())
+	req.Body = &gatedBody{ReadCloser: req.Body, open: unlock}
+	r.olareg.ServeHTTP(&gatedWriter{ResponseWriter: w, open: unlock}, req)
+}
+
+// gatedBody calls open before content flows in.
+type gatedBody struct {
+	io.ReadCloser
+	open func()
+}
+
+func (g *gatedBody) Read(b []byte) (int, error) {
+	g.open()
+	return g.ReadCloser.Read(b)
+}
+
+// gatedWriter calls open before content flows out.
+type gatedWriter struct {
+	http.ResponseWriter
+	open func()
+}
+
+func (g *gatedWriter) WriteHeader(status int) {
+	g.open()
+	g.ResponseWriter.WriteHeader(status)
+}
+
+func (g *gatedWriter) Write(b []byte) (int, error) {
+	g.open()
+	return g.ResponseWriter.Write(b)
+}
+
+// ReadFrom lets a file go to the network without passing through here.
+func (g *gatedWriter) ReadFrom(src io.Reader) (int64, error) {
+	g.open()
+	return io.Copy(g.ResponseWriter, src)
 }
 
 // changeManifest lets olareg change a manifest and answers only when the
 // notification of it is stored.
-func (r *registry) changeManifest(w http.ResponseWriter, req *http.Request, repository, reference string) {
+func (r *registry) changeManifest(w http.ResponseWriter, req *http.Request, t target) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxManifest))
 	if err != nil {
 		http.Error(w, "the manifest could not be read, or is over 8 MiB", http.StatusRequestEntityTooLarge)
@@ -131,21 +228,19 @@ func (r *registry) changeManifest(w http.ResponseWriter, req *http.Request, repo
 	req = req.Clone(req.Context())
 	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 
-	lock, _ := r.locks.LoadOrStore(repository, &sync.Mutex{})
-	lock.(*sync.Mutex).Lock()
-	defer lock.(*sync.Mutex).Unlock()
+	unlock := r.lock(t.repository) // until the notification is stored: they keep the order of the changes
+	defer unlock()
 	answer := &recorder{header: w.Header(), status: http.StatusOK}
 	r.olareg.ServeHTTP(answer, req)
 	if answer.status >= 200 && answer.status < 300 {
-		if err := r.hook.add(r.events(req, repository, reference, body, answer.header)); err != nil {
-			r.log.ErrorContext(req.Context(), "push notification could not be stored", slog.String("repository", repository), slog.Any("error", err))
+		if err := r.hook.add(r.events(req, t.repository, t.reference, body, answer.header)); err != nil {
+			r.log.ErrorContext(req.Context(), "push notification could not be stored", slog.String("repository", t.repository), slog.Any("error", err))
 			http.Error(w, "the push notification could not be stored", http.StatusInternalServerError)
 			return
 		}
 	}
-	w.WriteHeader(answer.status)
-	// The client is gone if this fails; what it asked for is done.
-	_, _ = w.Write(answer.body.Bytes())
+	unlock()
+	answer.send(w)
 }
 
 // notification is the envelope that Distribution sends
@@ -253,6 +348,12 @@ type recorder struct {
 	header http.Header
 	status int
 	body   bytes.Buffer
+}
+
+func (r *recorder) send(w http.ResponseWriter) {
+	w.WriteHeader(r.status)
+	// The client is gone if this fails; what it asked for is done.
+	_, _ = w.Write(r.body.Bytes())
 }
 
 func (r *recorder) Header() http.Header         { return r.header }

@@ -25,7 +25,7 @@ func backend(t testing.TB) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if err := c.rdb.FlushDB(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
