@@ -58,12 +58,14 @@ func TestReadSBOM(t *testing.T) {
 		},
 		"trivy": {
 			trivyLike,
-			[]string{"Debian:12 gpgv 2.2.40-1.1 from gnupg2 2.2.40-1", "PyPI django 2.2 from  "}, nil, "",
+			[]string{"Debian:12 gpgv 2.2.40-1.1 from gnupg2 2.2.40-1", "PyPI django 2.2 from  "},
+			nil, "",
 		},
 		"spdx": {
 			spdxLike,
 			[]string{"Alpine:v3.19 musl 1.2.4-r2 from  ", "Maven org.apache.logging.log4j:log4j-core 2.14.1 from  "},
-			[]string{"no-purl: homemade 1"}, "alpine 3.19.1",
+			[]string{"no-purl: homemade 1"},
+			"alpine 3.19.1",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
