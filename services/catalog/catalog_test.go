@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
@@ -468,4 +469,58 @@ func TestEventsThatAreNotUnderstood(t *testing.T) {
 			t.Errorf("%s with garbage: %v", name, err)
 		}
 	}
+}
+
+func TestPartitionsAreRecordedAtOnce(t *testing.T) {
+	f := newFixture(t)
+	var group errgroup.Group
+	group.SetLimit(6)
+	for i := range 12 {
+		im := img("a", fmt.Sprint("image", i))
+		events := []event.Event{f.planned(im, "base"), f.attested(im, 1, vuln("CVE-1", "a", "1.0.0", contracts.SeverityHigh, "1.0.1"))}
+		group.Go(func() error {
+			_, err := f.s.Batch(t.Context(), events)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	problems, err := f.s.Problems(t.Context(), problemOpen, "", 10)
+	if err != nil || len(problems) != 1 || problems[0].ImageCount != 12 || problems[0].Revision != 12 {
+		t.Errorf("problems %+v, error %v", problems, err)
+	}
+	last := int64(0)
+	for _, ev := range f.out.events {
+		p, err := bus.Decode[contracts.Problem](ev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Revision != last+1 {
+			t.Errorf("revision %d was sent after %d", p.Revision, last)
+		}
+		last = p.Revision
+	}
+}
+
+func BenchmarkVerdicts(b *testing.B) {
+	f := newFixture(b)
+	var findings []contracts.Finding
+	for i := range 200 {
+		findings = append(findings, vuln(fmt.Sprint("CVE-", i), fmt.Sprint("pkg", i/3), "1.0.0", contracts.SeverityHigh, "1.0.1"))
+	}
+	var events []event.Event
+	for i := range 2000 {
+		im := img(fmt.Sprint("app", i), fmt.Sprint("image", i))
+		events = append(events, f.planned(im, "base", "own"), f.attested(im, 1, findings...))
+	}
+	b.ResetTimer()
+	n := 0
+	for b.Loop() && n < len(events) {
+		if _, err := f.s.Batch(b.Context(), events[n:n+batchSize]); err != nil {
+			b.Fatal(err)
+		}
+		n += batchSize
+	}
+	b.ReportMetric(float64(n/2)/b.Elapsed().Seconds(), "images/s")
 }
