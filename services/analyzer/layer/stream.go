@@ -50,7 +50,7 @@ func (s *source) Read(p []byte) (int, error) {
 	}
 	// A digest mismatch at the end of a download may wrap io.EOF, so that only
 	// the bare one is the end.
-	if err != nil && err != io.EOF { //nolint:errorlint // see above
+	if err != nil && err != io.EOF {
 		s.failed = err
 	}
 	return n, err
@@ -96,7 +96,7 @@ type stream struct {
 func newStream(src *source, o Options, deadline time.Time) (*stream, error) {
 	in := bufio.NewReaderSize(src, compressedBuffer) // which the gzip reader has a fast path for
 	head, err := in.Peek(4)
-	if err != nil && err != io.EOF { //nolint:errorlint // a bare EOF is the end, see source.Read
+	if err != nil && err != io.EOF { // a bare EOF is the end, see source.Read
 		return nil, err
 	}
 	s := &stream{

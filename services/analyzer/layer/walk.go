@@ -70,7 +70,7 @@ func (a *analysis) gap(name, reason string) {
 func (a *analysis) walk(tr *tar.Reader) error {
 	for {
 		h, err := tr.Next()
-		if err == io.EOF { //nolint:errorlint // archive/tar returns it bare
+		if err == io.EOF { // archive/tar returns it bare
 			return nil
 		}
 		if err != nil {
@@ -241,7 +241,7 @@ func (a *analysis) load(tr *tar.Reader, h *tar.Header, name string, head []byte,
 		if _, werr := a.body.Write(a.scratch[:n]); werr != nil {
 			return false, werr
 		}
-		if err == io.EOF { //nolint:errorlint // archive/tar returns it bare
+		if err == io.EOF { // archive/tar returns it bare
 			return true, nil
 		}
 		if err != nil {

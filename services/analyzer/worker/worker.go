@@ -376,7 +376,7 @@ func (p *Pool) start(ctx context.Context) (*process, error) {
 	}
 
 	c := &process{in: inWrite, answers: make(chan answer, 2), ended: make(chan struct{}), stderr: &tail{}}
-	cmd := exec.Command(executable) //nolint:gosec,noctx // ourselves; ended by stop, not by a context
+	cmd := exec.Command(executable) // ourselves; ended by stop, not by a context
 	cmd.Args = []string{"tidewaiter-worker"}
 	cmd.Dir = dir
 	cmd.Env = []string{
