@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	vsa "github.com/in-toto/attestation/go/predicates/vsa/v1"
 	intoto "github.com/in-toto/attestation/go/v1"
 	digestpkg "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -231,6 +232,27 @@ func TestPayloadShape(t *testing.T) {
 	result, ok := vuln.Scanner.Result.(map[string]any)
 	if !ok || !vuln.Metadata.ScanFinishedOn.Equal(matched) || vuln.Scanner.DB.Version != "100" || result["verdict"] != "fail" {
 		t.Errorf("cosign reads %+v", vuln)
+	}
+}
+
+// The verification summary is what in-toto's own types read.
+func TestSummaryShape(t *testing.T) {
+	for verdict, result := range map[string]string{
+		contracts.VerdictPass: "PASSED", contracts.VerdictWarn: "PASSED", contracts.VerdictFail: "FAILED",
+	} {
+		f := facts(verdict)
+		body, err := json.Marshal(statement.VSAPredicate(f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p vsa.VerificationSummary
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, &p); err != nil {
+			t.Fatal(err)
+		}
+		if p.GetVerificationResult() != result || p.GetVerifier().GetId() != contracts.VerifierID || !p.GetTimeVerified().AsTime().Equal(matched) ||
+			"sha256:"+p.GetPolicy().GetDigest()["sha256"] != f.Report.Policy || p.GetResourceUri() != "oci://"+image.String() {
+			t.Errorf("%s: %v", verdict, &p)
+		}
 	}
 }
 
