@@ -45,7 +45,7 @@ func (b *batch) expect(ctx context.Context, registry, repository, tag, digest, s
 		}
 		target = ":" + tag
 	}
-	_, err := b.tx.ExecContext(ctx, `INSERT INTO catalog_deadlines (registry, repository, target, tag, source, since, due, attempt)
+	_, err := b.exec(ctx, `INSERT INTO catalog_deadlines (registry, repository, target, tag, source, since, due, attempt)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, 0)
 		ON CONFLICT (registry, repository, target) DO UPDATE SET since = excluded.since WHERE catalog_deadlines.since < excluded.since`,
 		registry, repository, target, tag, source, at.UnixNano(), at.Add(b.s.cfg.Deadlines[0]).UnixNano())
@@ -57,7 +57,7 @@ func (b *batch) expect(ctx context.Context, registry, repository, tag, digest, s
 
 // unresolved ends the wait for a tag that never became an image.
 func (b *batch) unresolved(ctx context.Context, registry, repository, tag string, at time.Time) error {
-	_, err := b.tx.ExecContext(ctx, `DELETE FROM catalog_deadlines
+	_, err := b.exec(ctx, `DELETE FROM catalog_deadlines
 		WHERE registry = $1 AND repository = $2 AND target = $3 AND since <= $4`, registry, repository, ":"+tag, at.UnixNano())
 	if err != nil {
 		return fmt.Errorf("end deadline: %w", err)
@@ -127,7 +127,7 @@ func (s *Service) overdue(ctx context.Context, tx *sql.Tx, d deadline, now time.
 			return err
 		}
 		ev.SetTime(now)
-		if err := enqueue(ctx, tx, ev); err != nil {
+		if err := enqueue(ctx, tx.ExecContext, ev); err != nil {
 			return err
 		}
 		return forget(ctx, tx, d)
@@ -136,7 +136,7 @@ func (s *Service) overdue(ctx context.Context, tx *sql.Tx, d deadline, now time.
 	if err != nil {
 		return err
 	}
-	if err := enqueue(ctx, tx, ev); err != nil {
+	if err := enqueue(ctx, tx.ExecContext, ev); err != nil {
 		return err
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE catalog_deadlines SET attempt = $1, due = $2

@@ -466,7 +466,7 @@ func (b *batch) compare(ctx context.Context, d dirtying, known *knownProblem, wa
 	if err != nil {
 		return bus.Permanent(fmt.Errorf("encode problem: %w", err))
 	}
-	_, err = b.tx.ExecContext(ctx, `INSERT INTO catalog_problems (problem, owner, state, content, data) VALUES ($1, $2, $3, $4, $5)
+	_, err = b.exec(ctx, `INSERT INTO catalog_problems (problem, owner, state, content, data) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (problem) DO UPDATE SET state = excluded.state, content = excluded.content, data = excluded.data`,
 		p.Key, p.Owner, p.State, content, string(data))
 	if err != nil {
@@ -482,7 +482,7 @@ func (b *batch) compare(ctx context.Context, d dirtying, known *knownProblem, wa
 	if d.traceparent != "" {
 		ev.SetExtension(contracts.ExtTraceparent, d.traceparent)
 	}
-	return enqueue(ctx, b.tx, ev)
+	return enqueue(ctx, b.exec, ev)
 }
 
 // contentOf returns the digest of what a problem says, whenever and in

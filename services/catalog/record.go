@@ -55,8 +55,23 @@ type entry struct {
 type batch struct {
 	s       *Service
 	tx      *sql.Tx
-	reports map[string]summary  // read before the transaction
-	dirty   map[string]dirtying // owners whose problems may have changed
+	reports map[string]summary   // read before the transaction
+	dirty   map[string]dirtying  // owners whose problems may have changed
+	stmts   map[string]*sql.Stmt // prepared in this transaction, which ends them
+}
+
+// exec is ExecContext with the statement prepared once a batch: parsing costs
+// as much as running these.
+func (b *batch) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	stmt := b.stmts[query]
+	if stmt == nil {
+		var err error
+		if stmt, err = b.tx.PrepareContext(ctx, query); err != nil {
+			return nil, err
+		}
+		b.stmts[query] = stmt
+	}
+	return stmt.ExecContext(ctx, args...)
 }
 
 // dirtying is the newest of the events that touched an owner.
@@ -88,7 +103,7 @@ func (s *Service) Batch(ctx context.Context, in []event.Event) ([]event.Event, e
 		return nil, outage(fmt.Errorf("read reports: %w", err))
 	}
 	err = s.db.Tx(ctx, func(tx *sql.Tx) error {
-		b := &batch{s: s, tx: tx, reports: reports, dirty: map[string]dirtying{}}
+		b := &batch{s: s, tx: tx, reports: reports, dirty: map[string]dirtying{}, stmts: map[string]*sql.Stmt{}}
 		for _, f := range facts {
 			if err := b.record(ctx, f); err != nil {
 				return fmt.Errorf("record %s %s: %w", f.ev.Type(), f.ev.Subject(), err)
@@ -126,7 +141,7 @@ func (b *batch) record(ctx context.Context, f fact) error {
 		details = string(encoded)
 	}
 	e := f.entry
-	result, err := b.tx.ExecContext(ctx, `INSERT INTO catalog_timeline
+	result, err := b.exec(ctx, `INSERT INTO catalog_timeline
 		(source, id, time, step, service, registry, repository, tag, digest, layer, message, details)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (source, id) DO NOTHING`,
 		f.ev.Source(), f.ev.ID(), f.at.UnixNano(), e.step, strings.TrimPrefix(f.ev.Source(), "/services/"),
@@ -215,7 +230,7 @@ func (b *batch) update(ctx context.Context, im contracts.Image, at time.Time, ch
 	row.firstSeen = min(row.firstSeen, at.UnixNano())
 	change(&row)
 	row.state = row.stateOf()
-	_, err = b.tx.ExecContext(ctx, `INSERT INTO catalog_images (`+imageColumns+`)
+	_, err = b.exec(ctx, `INSERT INTO catalog_images (`+imageColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 		ON CONFLICT (registry, repository, digest) DO UPDATE SET source = excluded.source, kind = excluded.kind,
 		platform = excluded.platform, state = excluded.state, first_seen = excluded.first_seen, planned_at = excluded.planned_at,
@@ -317,13 +332,13 @@ func observed(f *fact, d contracts.TagObserved) {
 	at := cmp.Or(d.ObservedAt.UTC(), f.at).UnixNano()
 	f.apply = func(ctx context.Context, b *batch) error {
 		if d.Digest != "" {
-			_, err := b.tx.ExecContext(ctx, `INSERT INTO catalog_tag_history (registry, repository, digest, tag, observed_at)
+			_, err := b.exec(ctx, `INSERT INTO catalog_tag_history (registry, repository, digest, tag, observed_at)
 				VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`, d.Registry, d.Repository, d.Digest, d.Tag, at)
 			if err != nil {
 				return fmt.Errorf("store tag: %w", err)
 			}
 		}
-		_, err := b.tx.ExecContext(ctx, `INSERT INTO catalog_tags (registry, repository, tag, digest, observed_at) VALUES ($1, $2, $3, $4, $5)
+		_, err := b.exec(ctx, `INSERT INTO catalog_tags (registry, repository, tag, digest, observed_at) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (registry, repository, tag) DO UPDATE SET digest = excluded.digest, observed_at = excluded.observed_at
 			WHERE catalog_tags.observed_at < excluded.observed_at
 			OR (catalog_tags.observed_at = excluded.observed_at AND catalog_tags.digest < excluded.digest)`,
@@ -357,14 +372,14 @@ func planned(f *fact, d contracts.ImagePlanned) {
 			return err
 		}
 		for _, l := range d.Layers {
-			_, err := b.tx.ExecContext(ctx, `INSERT INTO catalog_layers (registry, repository, digest, layer) VALUES ($1, $2, $3, $4)
+			_, err := b.exec(ctx, `INSERT INTO catalog_layers (registry, repository, digest, layer) VALUES ($1, $2, $3, $4)
 				ON CONFLICT DO NOTHING`, d.Image.Registry, d.Image.Repository, d.Image.Digest, l.Digest)
 			if err != nil {
 				return fmt.Errorf("store layers: %w", err)
 			}
 		}
 		for _, p := range d.Parts {
-			_, err := b.tx.ExecContext(ctx, `INSERT INTO catalog_parts (registry, repository, part, digest) VALUES ($1, $2, $3, $4)
+			_, err := b.exec(ctx, `INSERT INTO catalog_parts (registry, repository, part, digest) VALUES ($1, $2, $3, $4)
 				ON CONFLICT DO NOTHING`, d.Image.Registry, d.Image.Repository, p.Digest, d.Image.Digest)
 			if err != nil {
 				return fmt.Errorf("store parts: %w", err)
@@ -496,7 +511,7 @@ func (b *batch) verdict(ctx context.Context, f fact, d contracts.ImageAttested) 
 	if err != nil {
 		return bus.Permanent(fmt.Errorf("encode summary: %w", err))
 	}
-	_, err = b.tx.ExecContext(ctx, `INSERT INTO catalog_reports (report, summary) VALUES ($1, $2) ON CONFLICT (report) DO NOTHING`,
+	_, err = b.exec(ctx, `INSERT INTO catalog_reports (report, summary) VALUES ($1, $2) ON CONFLICT (report) DO NOTHING`,
 		d.Report.Digest, string(encoded))
 	if err != nil {
 		return fmt.Errorf("store summary: %w", err)

@@ -14,15 +14,18 @@ import (
 // sendBatch bounds how many pending events are sent at once.
 const sendBatch = 500
 
+// execute runs a statement in a transaction.
+type execute func(ctx context.Context, query string, args ...any) (sql.Result, error)
+
 // enqueue stores an event that is to be sent, in the transaction that decided
 // on it.
-func enqueue(ctx context.Context, tx *sql.Tx, ev event.Event) error {
+func enqueue(ctx context.Context, exec execute, ev event.Event) error {
 	ev.SetSource("/services/" + Name)
 	encoded, err := json.Marshal(ev)
 	if err != nil {
 		return bus.Permanent(fmt.Errorf("encode %s: %w", ev.Type(), err))
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO catalog_pending (position, id, event)
+	_, err = exec(ctx, `INSERT INTO catalog_pending (position, id, event)
 		SELECT COALESCE(MAX(position), 0) + 1, $1, $2 FROM catalog_pending`, ev.ID(), string(encoded))
 	if err != nil {
 		return fmt.Errorf("store event to send: %w", err)
