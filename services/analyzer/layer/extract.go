@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -189,6 +190,10 @@ func couldHold(name, base string) bool {
 	return kindOf(name, base) != kindNone || !notExecutable[ending(base)]
 }
 
+// rpmSeconds bounds the reading of an rpm database: corrupt ones can send the
+// reader round in circles.
+const rpmSeconds = 60
+
 // extractors are the ones of osv-scalibr that are used, made once.
 type extractors struct {
 	byKind map[kind]filesystem.Extractor
@@ -204,6 +209,9 @@ func newExtractors(o Options) (*extractors, error) {
 			HashJars: &no, // a hash of every jar costs as much again, and only names "unknown:unknown"
 		}},
 	}}}
+	database := &config_go_proto.PluginConfig{PluginSpecific: []*config_go_proto.PluginSpecificConfig{{
+		Config: &config_go_proto.PluginSpecificConfig_Rpm{Rpm: &config_go_proto.RpmConfig{TimeoutSeconds: rpmSeconds}},
+	}}}
 	plain := &config_go_proto.PluginConfig{}
 	e := &extractors{byKind: map[kind]filesystem.Extractor{}}
 	add := func(k kind, make func(*config_go_proto.PluginConfig) (filesystem.Extractor, error), cfg *config_go_proto.PluginConfig) {
@@ -216,7 +224,7 @@ func newExtractors(o Options) (*extractors, error) {
 	}
 	add(kindDpkg, dpkg.New, plain)
 	add(kindApk, apk.New, plain)
-	add(kindRPM, rpm.New, plain)
+	add(kindRPM, rpm.New, database)
 	add(kindPython, wheelegg.New, plain)
 	add(kindPackageJSON, packagejson.New, plain)
 	add(kindNpmLock, packagelockjson.New, plain)
@@ -325,12 +333,16 @@ func guarded(ctx context.Context, x filesystem.Extractor, input *filesystem.Scan
 	return inv.Packages, err
 }
 
+// tempPath is where the rpm extractor copies a database to: another place each
+// time, which must not stand in a report.
+var tempPath = regexp.MustCompile(`[^ (]*scalibr-tmp[^ ):]*`)
+
 var errPanic = errors.New("extractor panicked")
 
 // extractReason turns an extractor's error into the reason of a gap; "" means
 // that nothing was missed.
 func extractReason(err error) string {
-	text := err.Error()
+	text := tempPath.ReplaceAllString(err.Error(), "file")
 	switch {
 	case errors.Is(err, errPanic):
 		return "corrupt: " + clip(text)

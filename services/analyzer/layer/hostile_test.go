@@ -185,6 +185,9 @@ func TestHostileLayers(t *testing.T) {
 			if c.want == "" && all != "" || !strings.Contains(all, c.want) {
 				t.Errorf("gaps %q, want %q", all, c.want)
 			}
+			if again := strings.Join(gaps(analyze(t, c.layer, c.o)), "\n"); again != all {
+				t.Errorf("gaps %q the second time, %q the first", again, all)
+			}
 			for _, g := range r.Gaps {
 				if strings.ContainsAny(g.Path+g.Reason, "\x00\x1b\n") || len(g.Reason) > 1000 {
 					t.Errorf("gap is not fit to be shown: %q", g)
