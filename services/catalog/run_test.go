@@ -94,7 +94,7 @@ func publish(ctx context.Context, t *testing.T, cfg *run.Config, log *slog.Logge
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	defer closed(t, db)
 	layer := contracts.DigestOf([]byte("layer"))
 	content, err := json.Marshal(contracts.LayerReport{Analyzer: "1", Digest: layer})
 	if err != nil {
@@ -108,7 +108,7 @@ func publish(ctx context.Context, t *testing.T, cfg *run.Config, log *slog.Logge
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer closed(t, b)
 	if err := b.EnsureTopics(ctx, contracts.ImagePlannedV1, contracts.LayerAnalyzedV1); err != nil {
 		t.Fatal(err)
 	}
@@ -154,6 +154,13 @@ func freeAddress(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer closed(t, l)
 	return l.Addr().String()
+}
+
+func closed(t *testing.T, c io.Closer) {
+	t.Helper()
+	if err := c.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
 }
