@@ -28,7 +28,7 @@ func fleet(t testing.TB, n, sharedBytes, ownBytes int) []sample.Image {
 		return l
 	}
 	shared := []sample.Layer{
-		layer("ADD base", append(sample.Debian(true), sample.File{Path: "usr/lib/base.bin", Body: sample.Noise(1, sharedBytes/3)})...),
+		layer("ADD base", append(sample.Debian(12), sample.File{Path: "usr/lib/base.bin", Body: sample.Noise(1, sharedBytes/3)})...),
 		layer("RUN npm ci", sample.NPM("srv", "lodash", "4.17.4"), sample.NPM("srv", "minimist", "0.0.8"), sample.File{Path: "srv/data.bin", Body: sample.Noise(2, sharedBytes/3)}),
 		layer("RUN pip install", append(sample.Wheel("Django", "2.2"), sample.File{Path: "srv/more.bin", Body: sample.Noise(3, sharedBytes/3)})...),
 	}

@@ -36,11 +36,17 @@ func (b *Bus) Tail(ctx context.Context, topics []string, fromBeginning bool, fn 
 	f := &fetcher{b: b, name: "tail", drained: make(chan struct{}, 1)}
 	defer b.trouble("tail", nil)
 	parts, err := b.partitions(ctx, func(topic string) bool { return contains(topics, topic) })
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // it was asked to end before it had begun
+	}
 	if err != nil {
 		return fmt.Errorf("tail: %w", err)
 	}
 	for p := range parts {
 		first, end, err := b.offsets(ctx, p)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // as above
+		}
 		if err != nil {
 			return fmt.Errorf("tail: %w", err)
 		}

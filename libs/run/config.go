@@ -151,6 +151,9 @@ func (c *Config) index(body ast.Node) []error {
 	var problems []error
 	for _, e := range entries {
 		key := e.Key.String()
+		if quoted, ok := e.Key.(*ast.StringNode); ok {
+			key = quoted.Value
+		}
 		if !slices.Contains(known, key) {
 			problems = append(problems, fmt.Errorf("%s:%d: unknown section %q, known are %s: %w",
 				c.name(), e.GetToken().Position.Line, key, strings.Join(known, ", "), ErrConfig))

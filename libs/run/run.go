@@ -106,20 +106,25 @@ func All(ctx context.Context, cfg *Config, log *slog.Logger, services ...Named) 
 	for _, s := range services {
 		group.Go(func() error {
 			env := cfg.Env(s.Name, log.With("service", s.Name), metrics, health)
-			err := s.Run(ctx, env)
-			if closeErr := env.Close(); err == nil && closeErr != nil {
-				err = fmt.Errorf("close connections: %w", closeErr)
-			}
-			if err != nil {
+			if err := errors.Join(Ended(ctx, s.Run(ctx, env)), env.Close()); err != nil {
 				return fmt.Errorf("service %s: %w", s.Name, err)
-			}
-			if ctx.Err() == nil {
-				return fmt.Errorf("service %s: ended before it was asked to", s.Name)
 			}
 			return nil
 		})
 	}
 	return group.Wait()
+}
+
+// Ended says what it means that a service has returned err: nothing if it was
+// asked to stop, also while it was still starting; a failure otherwise.
+func Ended(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() == nil && err == nil:
+		return errors.New("ended before it was asked to")
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		return nil
+	}
+	return err
 }
 
 // Monitor serves /healthz (the process runs), /readyz (every dependency of

@@ -50,7 +50,7 @@ func TestParseRefusesWhatIsNoMapping(t *testing.T) {
 			t.Errorf("%q: got %v, want ErrConfig", content, err)
 		}
 	}
-	for _, content := range []string{"", "# nothing\n", "kafka:\n"} {
+	for _, content := range []string{"", "# nothing\n", "kafka:\n", `{"kafka": {"brokers": ["a:1"]}}`, "'kafka':\n"} {
 		if _, err := Parse("c.yaml", []byte(content), env()); err != nil {
 			t.Errorf("%q: %v", content, err)
 		}

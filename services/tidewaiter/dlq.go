@@ -52,14 +52,13 @@ type filterFlags struct {
 	Service string        `help:"Only of this service."`
 	Reason  string        `help:"Only those whose reason contains this text."`
 	Since   time.Duration `help:"Only those younger than this." placeholder:"DURATION"`
+	Before  time.Duration `help:"Only those older than this." placeholder:"DURATION"`
 }
 
 func (f filterFlags) filter() bus.DeadLetterFilter {
-	out := bus.DeadLetterFilter{Topic: f.Topic, Service: f.Service, Reason: f.Reason}
-	if f.Since > 0 {
-		out.After = time.Now().Add(-f.Since)
+	return bus.DeadLetterFilter{
+		Topic: f.Topic, Service: f.Service, Reason: f.Reason, Older: f.Before, Younger: f.Since,
 	}
-	return out
 }
 
 type dlqListCmd struct {
@@ -114,7 +113,7 @@ func (c *dlqShowCmd) Run(ctx context.Context, s *streams) error {
 	}
 	defer b.Close() //nolint:errcheck // nothing was written
 	letter, headers, body, err := b.ReadDeadLetter(ctx, c.ID)
-	if errors.Is(err, bus.ErrNoDeadLetter) {
+	if errors.Is(err, bus.ErrNotFound) {
 		return usage(err)
 	}
 	if err != nil {
@@ -155,7 +154,10 @@ func (c *dlqReplayCmd) Run(ctx context.Context, s *streams) error {
 	filter.IDs = c.IDs
 	replayed, err := b.ReplayDeadLetters(ctx, filter, c.Force)
 	fmt.Fprintf(s.err, "replayed %d\n", replayed)
-	if err != nil {
+	switch {
+	case errors.Is(err, bus.ErrNotFound), errors.Is(err, bus.ErrNotReplayable):
+		return usage(err)
+	case err != nil:
 		return unavailable(err)
 	}
 	return nil

@@ -115,7 +115,7 @@ func (f *follower) take(t bus.Tailed) error {
 			return err
 		}
 		f.planned[e.Image.String()] = e
-		f.tell(ev.ID(), func() { f.n.planned(t.Time, e) })
+		f.tell("planned "+e.Image.String(), func() { f.n.planned(t.Time, e) })
 		for _, l := range e.Layers {
 			f.tellLayer(t, l.Digest)
 		}
@@ -265,6 +265,13 @@ func (f *follower) complete(p sample.Pushed) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// verdict returns what was attested about an image.
+func (f *follower) verdict(p sample.Pushed) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.attested[p.String()].Verdict
 }
 
 // analyzedBy returns the layers that an image's push caused to be analysed.

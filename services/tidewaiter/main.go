@@ -35,7 +35,7 @@ func main() {
 // root is the command tree. Each command is a struct of flags with a Run method.
 type root struct {
 	Config   string           `help:"Configuration file (YAML)." type:"path" placeholder:"FILE" env:"TIDEWAITER_CONFIG"`
-	LogLevel string           `help:"What to log: debug, info, warn or error." default:"warn" enum:"debug,info,warn,error" env:"TIDEWAITER_LOG"`
+	LogLevel string           `help:"What to log: debug, info, warn or error; default: error, and info for up." enum:",debug,info,warn,error" default:"" env:"TIDEWAITER_LOG"`
 	Version  kong.VersionFlag `help:"Print the version and exit."`
 
 	Demo       demoCmd       `cmd:"" help:"Everything in one process, a real image pushed, the story told step by step."`
@@ -60,6 +60,7 @@ type streams struct {
 	out, err io.Writer
 	log      *slog.Logger
 	config   string // path of the configuration file
+	logLevel string // as asked for on the command line
 }
 
 // exitError carries the exit code an error stands for.
@@ -113,13 +114,17 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		fmt.Fprintf(stderr, "tidewaiter: %v\nTry: tidewaiter %s\n", err, helpFor(err))
 		return run.ExitUsage
 	}
-	log, err := run.NewLogger(run.LogConfig{Level: cmd.LogLevel, Format: "text"}, stderr)
+	level := cmd.LogLevel
+	if level == "" {
+		level = "error"
+	}
+	log, err := run.NewLogger(run.LogConfig{Level: level, Format: "text"}, stderr)
 	if err != nil {
 		fmt.Fprintf(stderr, "tidewaiter: %v\n", err)
 		return run.ExitUsage
 	}
 	kctx.BindTo(ctx, (*context.Context)(nil))
-	err = kctx.Run(&streams{in: stdin, out: stdout, err: stderr, log: log, config: cmd.Config})
+	err = kctx.Run(&streams{in: stdin, out: stdout, err: stderr, log: log, config: cmd.Config, logLevel: cmd.LogLevel})
 	if err == nil {
 		return run.ExitOK
 	}

@@ -63,8 +63,11 @@ func printFleet(w io.Writer, r contracts.FleetReport) error {
 	fmt.Fprintln(t, "\nPRODUCT\tIMAGES\tOUTDATED\tEND OF LIFE\tOLDEST\tLATEST\tBEHIND")
 	for _, l := range r.Servers {
 		behind := "unknown"
-		if l.WorstDays != nil {
-			behind = fmt.Sprintf("%d days", *l.WorstDays)
+		switch {
+		case l.Outdated == 0 && l.EOL == 0:
+			behind = "-"
+		case l.WorstDays != nil && *l.WorstDays > 0:
+			behind = fmt.Sprintf("at least %d days", *l.WorstDays)
 		}
 		latest := l.Latest
 		if latest == "" {

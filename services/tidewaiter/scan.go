@@ -116,7 +116,7 @@ func (c *scanCmd) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	defer done()
-	client, ref, closeSource, err := c.source(ctx, s)
+	client, ref, closeSource, err := c.source(s)
 	if err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func (c *scanCmd) Run(ctx context.Context, s *streams) error {
 }
 
 // source opens where the image is.
-func (c *scanCmd) source(ctx context.Context, s *streams) (*registry.Client, registry.Ref, func(), error) {
+func (c *scanCmd) source(s *streams) (*registry.Client, registry.Ref, func(), error) {
 	nothing := func() {}
 	if strings.HasPrefix(c.Image, "ocidir://") {
 		client, ref, err := registry.OpenLayout(c.Image)
@@ -166,7 +166,7 @@ func (c *scanCmd) source(ctx context.Context, s *streams) (*registry.Client, reg
 			return nil, registry.Ref{}, nil, fmt.Errorf("make a temporary directory: %w", err)
 		}
 		remove := func() { _ = os.RemoveAll(dir) }
-		client, ref, err := registry.OpenArchive(ctx, c.Image, dir)
+		client, ref, err := registry.OpenArchive(c.Image, dir)
 		if err != nil {
 			remove()
 			return nil, ref, nil, usage(err)

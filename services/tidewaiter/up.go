@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -33,11 +34,7 @@ func (c *upCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	logConfig := cfg.Log
-	if logConfig.Level == "" {
-		logConfig.Level = "info"
-	}
-	log, err := run.NewLogger(logConfig, s.err)
+	log, err := serviceLog(s, cfg)
 	if err != nil {
 		return err
 	}
@@ -80,7 +77,7 @@ func (c *runCmd) Run(ctx context.Context, s *streams) error {
 	if strings.HasPrefix(cfg.Database.URL, "sqlite:") {
 		return usage(errors.New("database.url: services that run as processes of their own need PostgreSQL (postgres://…); SQLite is for 'tidewaiter up'"))
 	}
-	log, err := run.NewLogger(cfg.Log, s.err)
+	log, err := serviceLog(s, cfg)
 	if err != nil {
 		return err
 	}
@@ -105,4 +102,14 @@ func chosen(names []string) ([]run.Named, error) {
 		out = append(out, all[i])
 	}
 	return out, nil
+}
+
+// serviceLog is what services log to: as the command line says, else as the
+// configuration does.
+func serviceLog(s *streams, cfg *run.Config) (*slog.Logger, error) {
+	c := cfg.Log
+	if s.logLevel != "" {
+		c.Level = s.logLevel
+	}
+	return run.NewLogger(c, s.err)
 }

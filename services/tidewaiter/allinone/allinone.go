@@ -10,14 +10,17 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/tidewaiter/tidewaiter/libs/embedded"
 	"github.com/tidewaiter/tidewaiter/libs/run"
@@ -57,7 +60,8 @@ type Options struct {
 	Policy     string      // policy file; empty: the default policy
 	// Addresses to listen on, host:port; empty: a free loopback port.
 	IntakeListen, CatalogListen, MonitorListen, RegistryListen string
-	Partitions                                                 int // of each topic
+	Partitions                                                 int  // of each topic
+	AnonymousPull                                              bool // whether the embedded registry lets anyone who reaches it read
 	Log                                                        *slog.Logger
 }
 
@@ -70,7 +74,8 @@ type AllInOne struct {
 
 	dir         string
 	log         *slog.Logger
-	metrics     *prometheus.Registry
+	metrics     *gatherer
+	ctx         context.Context // of all services
 	cancel      context.CancelFunc
 	stopServers context.CancelFunc
 	failed      chan error
@@ -128,7 +133,7 @@ func Start(ctx context.Context, o Options) (*AllInOne, error) {
 	}
 	a := &AllInOne{
 		Servers: servers, Health: run.NewHealth(), dir: o.Dir, log: o.Log, ctx: ctx, cancel: cancel, stopServers: stopServers,
-		metrics: prometheus.NewRegistry(), failed: make(chan error, 1), running: map[string]*service{},
+		metrics: &gatherer{registries: map[string]*prometheus.Registry{}}, failed: make(chan error, 1), running: map[string]*service{},
 		Addresses: Addresses{
 			PID:    os.Getpid(),
 			Intake: "http://" + o.IntakeListen, Catalog: "http://" + o.CatalogListen, Monitor: "http://" + o.MonitorListen,
@@ -137,7 +142,9 @@ func Start(ctx context.Context, o Options) (*AllInOne, error) {
 			Registry: Registry{servers.RegistryAddress, servers.RegistryUsername, servers.RegistryPassword},
 		},
 	}
-	a.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	process := prometheus.NewRegistry()
+	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.metrics.set("", process)
 	if err := a.start(ctx, o, secrets); err != nil {
 		cancel()
 		return nil, errors.Join(err, a.Wait())
@@ -158,7 +165,7 @@ func (a *AllInOne) start(ctx context.Context, o Options, secrets secrets) error 
 	}
 	a.Config = config
 	a.monitors.Go(func() {
-		env := config.Env("monitor", a.log, a.metrics, a.Health)
+		env := config.Env("monitor", a.log, nil, a.Health)
 		if err := env.Serve(ctx, o.MonitorListen, run.Monitor(a.Health, a.metrics), nil); err != nil {
 			a.fail(err)
 		}
@@ -247,11 +254,10 @@ func (a *AllInOne) StartService(name string) error {
 		a.running[name] = r
 		a.group.Go(func() {
 			defer cancel()
-			env := a.Config.Env(name, a.log.With("service", name), a.metrics, a.Health)
-			err := errors.Join(s.Run(ctx, env), env.Close())
-			if err == nil && ctx.Err() == nil {
-				err = errors.New("ended before it was asked to")
-			}
+			metrics := prometheus.NewRegistry()
+			a.metrics.set(name, metrics)
+			env := a.Config.Env(name, a.log.With("service", name), metrics, a.Health)
+			err := errors.Join(run.Ended(ctx, s.Run(ctx, env)), env.Close())
 			if err != nil {
 				err = fmt.Errorf("service %s: %w", name, err)
 				a.fail(err)
@@ -396,4 +402,28 @@ func random() string {
 // SecretFile returns where a secret of this data directory is kept.
 func (a *AllInOne) SecretFile(name string) string {
 	return secrets{dir: filepath.Join(a.dir, "secrets")}.file(name)
+}
+
+// gatherer collects the metrics of all services. A service that is started
+// again begins with new ones, as a new process would.
+type gatherer struct {
+	mu         sync.Mutex
+	registries map[string]*prometheus.Registry
+}
+
+func (g *gatherer) set(service string, r *prometheus.Registry) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.registries[service] = r
+}
+
+// Gather implements prometheus.Gatherer.
+func (g *gatherer) Gather() ([]*dto.MetricFamily, error) {
+	g.mu.Lock()
+	var all prometheus.Gatherers
+	for _, name := range slices.Sorted(maps.Keys(g.registries)) {
+		all = append(all, g.registries[name])
+	}
+	g.mu.Unlock()
+	return all.Gather()
 }

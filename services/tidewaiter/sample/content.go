@@ -13,22 +13,23 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Debian returns the files of a small Debian 12 base: os-release and dpkg's
-// database, with an OpenSSL from before a known fix when old is set.
-func Debian(old bool) []File {
-	openssl, zlib := "3.0.17-1~deb12u3", "1:1.2.13.dfsg-1"
-	if old {
-		openssl = "3.0.8-1"
+// Debian returns the files of a small Debian base: os-release and dpkg's
+// database. Debian 12 comes with an OpenSSL from before a known fix and is past
+// its end of life; Debian 13 is up to date.
+func Debian(release int) []File {
+	codename, bash, libc, openssl, zlib, baseFiles := "trixie", "5.2.37-2+b5", "2.41-12", "3.5.1-1+deb13u1", "1:1.3.dfsg+really1.3.1-1+b1", "13.8+deb13u1"
+	if release == 12 {
+		codename, bash, libc, openssl, zlib, baseFiles = "bookworm", "5.2.15-2+b8", "2.36-9+deb12u13", "3.0.8-1", "1:1.2.13.dfsg-1", "12.4+deb12u12"
 	}
 	var status strings.Builder
 	for _, p := range []struct{ name, version, source string }{
-		{"base-files", "12.4+deb12u12", ""},
-		{"bash", "5.2.15-2+b8", "bash (5.2.15-2)"},
-		{"libc6", "2.36-9+deb12u13", "glibc"},
+		{"base-files", baseFiles, ""},
+		{"bash", bash, ""},
+		{"libc6", libc, "glibc"},
 		{"libssl3", openssl, "openssl"},
 		{"openssl", openssl, ""},
 		{"zlib1g", zlib, "zlib"},
-		{"ca-certificates", "20230311+deb12u1", ""},
+		{"ca-certificates", "20250419", ""},
 	} {
 		fmt.Fprintf(&status, "Package: %s\nStatus: install ok installed\nPriority: optional\nSection: libs\nMaintainer: Example <packages@example.org>\nArchitecture: amd64\n", p.name)
 		if p.source != "" {
@@ -37,9 +38,8 @@ func Debian(old bool) []File {
 		fmt.Fprintf(&status, "Version: %s\nDescription: sample of %s\n\n", p.version, p.name)
 	}
 	return []File{
-		file("etc/os-release", `PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"`, `NAME="Debian GNU/Linux"`, `VERSION_ID="12"`,
-			`VERSION="12 (bookworm)"`, `VERSION_CODENAME=bookworm`, `ID=debian`),
-		file("etc/debian_version", "12.12"),
+		file("etc/os-release", fmt.Sprintf(`PRETTY_NAME="Debian GNU/Linux %d (%s)"`, release, codename), `NAME="Debian GNU/Linux"`,
+			fmt.Sprintf(`VERSION_ID="%d"`, release), fmt.Sprintf(`VERSION="%d (%s)"`, release, codename), "VERSION_CODENAME="+codename, "ID=debian"),
 		{Path: "var/lib/dpkg/status", Body: []byte(status.String())},
 	}
 }

@@ -61,7 +61,7 @@ type Story struct {
 // into the vulnerable image as it is.
 func NewStory(executable []byte) (Story, error) {
 	b := builder{}
-	base := b.layer("ADD debian-12-minbase.tar / # buildkit", Debian(true)...)
+	base := b.layer("ADD debian-12-minbase.tar / # buildkit", Debian(12)...)
 	servers := b.layer("COPY --from=servers / / # buildkit",
 		Redis("2.8.19"), MySQL("5.5.9"), CouchDB("3.1.1"), b.file(Tomcat("9.0.50")), b.file(Jenkins("2.319.1")), b.file(Elasticsearch("7.10.0")))
 	npm := b.layer("RUN npm ci --omit=dev # buildkit",
@@ -78,7 +78,7 @@ func NewStory(executable []byte) (Story, error) {
 
 	extra := b.layer("COPY reports/ /app/reports/ # buildkit", append(Wheel("PyYAML", "5.3"), file("app/reports/index.html", "<h1>reports</h1>"))...)
 
-	cleanBase := b.layer("ADD debian-12-minbase.tar / # buildkit", Debian(false)...)
+	cleanBase := b.layer("ADD debian-13-minbase.tar / # buildkit", Debian(13)...)
 	cleanApp := b.layer("COPY app/ /app/ # buildkit",
 		NPM("app", "lodash", "4.17.21"), NPM("app", "left-pad", "1.3.0"),
 		File{Path: "app/app.jar", Body: b.application("2.24.3")})
