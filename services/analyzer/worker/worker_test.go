@@ -155,12 +155,12 @@ func TestMemoryIsBounded(t *testing.T) {
 	for i := range 40 {
 		fat[fmt.Sprintf("in%d.jar", i)] = lt.Zip(map[string][]byte{"in.jar": make([]byte, 8<<20)})
 	}
-	whole := lt.Zip(map[string][]byte{"in.jar": lt.Zip(map[string][]byte{"in.jar": make([]byte, 400<<20)})})
+	whole := lt.Zip(map[string][]byte{"in.jar": lt.Zip(map[string][]byte{"in.jar": make([]byte, 280<<20)})})
 	for name, c := range map[string]struct {
 		layer lt.Layer
 		gap   string // "": none
 	}{
-		"a large file, spilled":                             {lt.Gzip(lt.Executable("bin/x", lt.ELF(make([]byte, 300<<20)))), ""},
+		"a large file, spilled":                             {lt.Gzip(lt.Executable("bin/x", lt.ELF(make([]byte, 100<<20)))), ""},
 		"many nested archives":                              {lt.Gzip(lt.File("a.jar", lt.Zip(fat))), "corrupt:"},
 		"one nested archive that is larger than the memory": {lt.Gzip(lt.File("a.jar", whole)), "corrupt:"},
 	} {
