@@ -29,7 +29,10 @@ type Options struct {
 	// Accept is the worst verdict that is accepted: VerdictPass, VerdictWarn
 	// (the default) or VerdictFail, which asks for a genuine, fresh statement only.
 	Accept string
-	Now    time.Time // zero: the present
+	// Seen is the newest statement about the image that the caller remembers: an
+	// older one is ErrSuperseded, also if nothing else is wrong with it.
+	Seen Seen
+	Now  time.Time // zero: the present
 }
 
 // VerifyImage looks for a good and fresh statement on an image. An index is
@@ -53,15 +56,21 @@ func VerifyImage(ctx context.Context, client RegistryReader, ref registry.Ref, o
 		ref.Digest = d.Digest.String()
 		v.Digest = ref.Digest
 	}
-	found, err := readStatements(ctx, client, ref, o.Keys)
+	bundles, err := Fetch(ctx, client, ref)
 	if err != nil {
 		return v, err
 	}
+	return verifyBundles(ctx, v, bundles, o)
+}
+
+// verifyBundles completes v with what bundles say about the image v.Digest.
+func verifyBundles(ctx context.Context, v contracts.Verification, bundles []Bundle, o Options) (contracts.Verification, error) {
+	found := readAll(ctx, v.Digest, bundles, o.Keys)
 	v.Ignored = found.ignored
 	for _, s := range found.good {
 		v.Statements = append(v.Statements, s.contract())
 	}
-	err = judge(found, o)
+	_, err := judge(found, o)
 	if err != nil {
 		v.Reason = err.Error()
 		return v, err
@@ -72,61 +81,44 @@ func VerifyImage(ctx context.Context, client RegistryReader, ref registry.Ref, o
 
 // statements are what is attached to an image.
 type statements struct {
-	good    []Statement // genuine, newest first
+	good    []genuine // newest first
 	ignored []contracts.IgnoredStatement
 	bad     []error // why the ignored ones are ignored
 }
 
-// readStatements fetches and verifies all bundles of an image. The attestor
-// deletes what it has replaced, so that something listed may be gone by the
-// time it is read; then the list is read once more.
-func readStatements(ctx context.Context, client RegistryReader, ref registry.Ref, keys []Verifier) (statements, error) {
-	for attempt := 0; ; attempt++ {
-		list, err := client.Referrers(ctx, ref, contracts.MediaTypeBundle)
-		if err != nil {
-			return statements{}, fmt.Errorf("list statements of %s/%s@%s: %w", ref.Registry, ref.Repository, ref.Digest, err)
-		}
-		found, err := verifyAll(ctx, client, ref, keys, list)
-		if errors.Is(err, registry.ErrNotFound) && attempt == 0 {
-			continue
-		}
-		return found, err
-	}
+// genuine is a statement whose signature and subject were verified, and the
+// bundle it was read from.
+type genuine struct {
+	Statement
+	bundle Bundle
 }
 
-func verifyAll(ctx context.Context, client RegistryReader, ref registry.Ref, keys []Verifier, list []ocispec.Descriptor) (statements, error) {
+// readAll verifies bundles.
+func readAll(ctx context.Context, digest string, bundles []Bundle, keys []Verifier) statements {
 	var out statements
-	for i, d := range likelyFirst(list) {
-		if i == MaxBundles {
-			out.ignore(d.Digest.String(), fmt.Errorf("this and all further ones of %d are not looked at: %w", len(list), ErrTooLarge))
-			break
-		}
-		a, err := client.ArtifactContent(ctx, ref.Registry, ref.Repository, d.Digest.String(), MaxBundle)
-		if errors.Is(err, registry.ErrTooLarge) || errors.Is(err, registry.ErrDigestMismatch) {
-			out.ignore(d.Digest.String(), fmt.Errorf("%w: %w", ErrMalformed, err))
+	for _, b := range bundles {
+		if b.unreadable != nil {
+			out.ignore(b.Digest, b.unreadable)
 			continue
 		}
+		s, err := Verify(ctx, b.Content, digest, keys)
 		if err != nil {
-			return out, fmt.Errorf("read statement %s: %w", d.Digest, err)
-		}
-		s, err := Verify(ctx, a.Content, ref.Digest, keys)
-		if err != nil {
-			out.ignore(d.Digest.String(), err)
+			out.ignore(b.Digest, err)
 			continue
 		}
-		out.good = append(out.good, s)
+		out.good = append(out.good, genuine{s, b})
 	}
-	slices.SortStableFunc(out.good, func(a, b Statement) int {
+	slices.SortStableFunc(out.good, func(a, b genuine) int {
 		switch {
-		case a.newer(b):
+		case a.newer(b.Statement):
 			return -1
-		case b.newer(a):
+		case b.newer(a.Statement):
 			return 1
 		default:
 			return 0
 		}
 	})
-	return out, nil
+	return out
 }
 
 func (s *statements) ignore(digest string, why error) {
@@ -154,14 +146,21 @@ func likelyFirst(list []ocispec.Descriptor) []ocispec.Descriptor {
 	return list
 }
 
-// judge returns nil, or why the statements found are not enough.
-func judge(found statements, o Options) error {
-	i := slices.IndexFunc(found.good, func(s Statement) bool { return s.HasVerdict })
+// judge returns the statement that decides and nil, or why it is not enough.
+func judge(found statements, o Options) (genuine, error) {
+	i := slices.IndexFunc(found.good, func(s genuine) bool { return s.HasVerdict })
 	if i < 0 {
-		return noneGood(found)
+		return genuine{}, noneGood(found)
 	}
-	s := found.good[i]
+	return found.good[i], found.good[i].judge(o)
+}
+
+// judge returns nil, or why a statement that carries a verdict is not enough.
+func (s Statement) judge(o Options) error {
 	switch {
+	case s.Seen().Before(o.Seen):
+		return fmt.Errorf("the newest statement has sequence %d of %s, one with sequence %d of %s was seen: %w",
+			s.Snapshot.Sequence, stamp(s.Time), o.Seen.Sequence, stamp(o.Seen.Time), ErrSuperseded)
 	case !o.Now.Before(s.ValidUntil):
 		return fmt.Errorf("the newest statement was valid until %s: %w", stamp(s.ValidUntil), ErrExpired)
 	case o.MaxAge > 0 && o.Now.Sub(s.Time) > o.MaxAge:

@@ -42,6 +42,7 @@ var (
 	ErrExpired       = errors.New("no longer valid")
 	ErrTooOld        = errors.New("older than allowed")
 	ErrSnapshotOld   = errors.New("advisories older than allowed")
+	ErrSuperseded    = errors.New("older than a statement that was seen before")
 	ErrVerdict       = errors.New("refused by policy")
 	ErrTooLarge      = errors.New("larger than allowed")
 	ErrNoVerdictData = errors.New("a statement without a verdict")
@@ -53,7 +54,7 @@ var (
 func NotVerifiable(err error) bool {
 	for _, kind := range []error{
 		ErrNoStatement, ErrMalformed, ErrForeignKey, ErrBadSignature, ErrOtherDigest,
-		ErrOtherPolicy, ErrExpired, ErrTooOld, ErrSnapshotOld, ErrTooLarge, ErrNoVerdictData,
+		ErrOtherPolicy, ErrExpired, ErrTooOld, ErrSnapshotOld, ErrSuperseded, ErrTooLarge, ErrNoVerdictData,
 	} {
 		if errors.Is(err, kind) {
 			return true
