@@ -59,7 +59,7 @@ func readFile(file, name string) ([]input, error) {
 	if strings.HasSuffix(file, ".zip") {
 		return readZip(file, name)
 	}
-	f, err := os.Open(file)
+	f, err := os.Open(file) //nolint:gosec // the folder is what the user asked to compile
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
@@ -294,7 +294,7 @@ func text(v any) string {
 // before: the ids in <archive>.changes.json.
 func (b *builder) changes(archive string) error {
 	file := strings.TrimSuffix(archive, ".zip") + ".changes.json"
-	content, err := os.ReadFile(file)
+	content, err := os.ReadFile(file) //nolint:gosec // beside an archive of the folder that the user named
 	if isAbsent(err) {
 		return nil
 	}

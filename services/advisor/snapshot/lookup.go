@@ -328,7 +328,7 @@ func (r *reader) count() int {
 
 func (r *reader) signed() int64 {
 	v := r.uvarint()
-	return int64(v>>1) ^ -int64(v&1) //nolint:gosec // zigzag
+	return int64(v>>1) ^ -int64(v&1)
 }
 
 func (r *reader) str(s *Snapshot) string {
@@ -354,5 +354,5 @@ func (r *reader) strs(s *Snapshot) []string {
 
 func (r *reader) event() Event {
 	v := r.uvarint()
-	return Event{Kind: int(v & 3), Bound: int(v>>2&(1<<31-1)) - 1} //nolint:gosec // masked
+	return Event{Kind: int(v & 3), Bound: int(v>>2&(1<<31-1)) - 1}
 }

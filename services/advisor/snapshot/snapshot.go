@@ -95,7 +95,7 @@ type Snapshot struct {
 // replaced by renaming another over it, never written in place.
 // Errors: ErrForeign, ErrFormat, ErrTruncated, ErrCorrupt, and those of the file system.
 func Open(path string) (*Snapshot, error) {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // the operator names the file
 	if err != nil {
 		return nil, fmt.Errorf("open advisory snapshot: %w", err)
 	}
@@ -156,7 +156,7 @@ func read(data []byte, verify bool) (*Snapshot, error) {
 		records:  int(le.Uint32(data[40:])),
 		gone:     int(le.Uint32(data[44:])),
 	}
-	body := uint64(len(data) - trailerSize)
+	body := uint64(len(data) - trailerSize) //nolint:gosec // longer than header and trailer, see above
 	for i := range sectionCount {
 		off := le.Uint64(data[headerFixed+i*16:])
 		n := le.Uint64(data[headerFixed+i*16+8:])

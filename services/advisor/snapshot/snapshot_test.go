@@ -183,8 +183,15 @@ func TestDamaged(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	for _, tt := range []struct{ base, name, want string }{
-		{"PyPI", "Django", "django"}, {"PyPI", "zope.interface", "zope-interface"}, {"PyPI", "a__-.b", "a-b"}, {"PyPI", "requests", "requests"},
-		{"Packagist", "Symfony/HTTP", "symfony/http"}, {"Go", "go", "stdlib"}, {"Go", "github.com/Azure/x", "github.com/azure/x"}, {"npm", "JSONStream", "JSONStream"}, {"NuGet", "Newtonsoft.Json", "newtonsoft.json"},
+		{"PyPI", "Django", "django"},
+		{"PyPI", "zope.interface", "zope-interface"},
+		{"PyPI", "a__-.b", "a-b"},
+		{"PyPI", "requests", "requests"},
+		{"Packagist", "Symfony/HTTP", "symfony/http"},
+		{"Go", "go", "stdlib"},
+		{"Go", "github.com/Azure/x", "github.com/azure/x"},
+		{"npm", "JSONStream", "JSONStream"},
+		{"NuGet", "Newtonsoft.Json", "newtonsoft.json"},
 	} {
 		if got := NormalName(tt.base, tt.name); got != tt.want {
 			t.Errorf("NormalName(%s, %s) = %s, want %s", tt.base, tt.name, got, tt.want)

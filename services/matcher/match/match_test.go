@@ -97,10 +97,10 @@ func TestGoldenReport(t *testing.T) {
 	r, got := matched(t, m, vulnerable())
 	golden := filepath.Join("testdata", "vulnerable.golden.json")
 	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil { //nolint:gosec // test data
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(golden, got, 0o644); err != nil { //nolint:gosec // test data
+		if err := os.WriteFile(golden, got, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -187,8 +187,12 @@ type namedRule struct {
 
 func (r Rules) list() []namedRule {
 	list := []namedRule{
-		{"exploited", r.Exploited}, {"malware", r.Malware}, {"secretKey", r.SecretKey},
-		{"endOfLife", r.EndOfLife}, {"outdated", r.Outdated}, {"gaps", r.Gaps},
+		{"exploited", r.Exploited},
+		{"malware", r.Malware},
+		{"secretKey", r.SecretKey},
+		{"endOfLife", r.EndOfLife},
+		{"outdated", r.Outdated},
+		{"gaps", r.Gaps},
 	}
 	for _, s := range []string{contracts.SeverityCritical, contracts.SeverityHigh, contracts.SeverityMedium, contracts.SeverityLow, contracts.SeverityUnknown} {
 		by := r.severity(s)
