@@ -25,6 +25,7 @@ const (
 	FindingOpenedV1    = "finding.opened.v1"
 	FindingChangedV1   = "finding.changed.v1"
 	FindingClosedV1    = "finding.closed.v1"
+	AdmissionDecidedV1 = "admission.decided.v1"
 )
 
 // FindingTopic carries the three finding events, so that the events of one
@@ -82,6 +83,7 @@ func Events() []EventKind {
 		{FindingOpenedV1, FindingTopic, false, func() any { return new(Problem) }},
 		{FindingChangedV1, FindingTopic, false, func() any { return new(Problem) }},
 		{FindingClosedV1, FindingTopic, false, func() any { return new(Problem) }},
+		{AdmissionDecidedV1, AdmissionDecidedV1, false, func() any { return new(AdmissionDecided) }},
 	}
 }
 
@@ -95,7 +97,7 @@ type ImagePushed struct {
 	Tag        string     `json:"tag,omitempty"`
 	Digest     string     `json:"digest,omitempty"`
 	MediaType  string     `json:"mediaType,omitempty"`
-	Cause      string     `json:"cause"`          // "push", "submit", "overdue"
+	Cause      string     `json:"cause"`          // "push", "submit", "overdue", "admission"
 	Hint       string     `json:"hint,omitempty"` // why the sender's payload looks like no image, for example "signature tag"
 	DeliveryID string     `json:"deliveryId,omitempty"`
 	Actor      string     `json:"actor,omitempty"`
@@ -365,4 +367,43 @@ type Problem struct {
 	ImageCount      int       `json:"imageCount"`
 	OpenedAt        time.Time `json:"openedAt"`
 	ChangedAt       time.Time `json:"changedAt"`
+}
+
+// Decisions about a workload and each of its images.
+const (
+	DecisionAdmit = "admit"
+	DecisionWarn  = "warn" // admitted with a warning to whoever asked
+	DecisionDeny  = "deny"
+)
+
+// AdmissionDecided says what gatekeeper answered when a workload asked to be
+// admitted to a cluster. Subject: UID. Key: the namespace.
+type AdmissionDecided struct {
+	UID         string           `json:"uid"`                   // of the AdmissionReview
+	Operation   string           `json:"operation"`             // "CREATE" or "UPDATE"
+	Kind        string           `json:"kind"`                  // of the workload, for example "Deployment"
+	SubResource string           `json:"subResource,omitempty"` // for example "ephemeralcontainers"; absent for the workload itself
+	Namespace   string           `json:"namespace"`
+	Name        string           `json:"name,omitempty"` // absent where the cluster has not made one yet
+	User        string           `json:"user,omitempty"` // who asked, as the cluster names them
+	Mode        string           `json:"mode"`           // "enforce", "warn" or "audit"
+	Decision    string           `json:"decision"`       // what was answered
+	Exempt      bool             `json:"exempt"`         // whether the namespace is exempt, so that nothing was looked at
+	Images      []AdmissionImage `json:"images"`         // at most 50
+	ImageCount  int              `json:"imageCount"`
+	DecidedAt   time.Time        `json:"decidedAt"`
+	Millis      int64            `json:"millis"` // that it took
+}
+
+// AdmissionImage is the decision about one image of a workload.
+type AdmissionImage struct {
+	Reference  string     `json:"reference"`          // as the workload writes it
+	Places     []string   `json:"places"`             // where it writes it, for example "container app", "image volume models"
+	Image      *Image     `json:"image,omitempty"`    // what the reference means; absent where that is unknown
+	Decision   string     `json:"decision"`           // as it would be in mode "enforce"
+	Reason     string     `json:"reason"`             // a code, for example "verified", "missing", "expired"
+	Message    string     `json:"message"`            // a sentence
+	Sequence   *int64     `json:"sequence,omitempty"` // of the snapshot that the statement rests on; absent without a statement
+	ValidUntil *time.Time `json:"validUntil,omitempty"`
+	Cached     bool       `json:"cached"` // whether the registry was not asked
 }

@@ -38,6 +38,10 @@ func closed(field string) []string {
 	case "ImageMatched.Verdict", "ImageAttested.Verdict", "Report.Verdict", "VulnSummary.Verdict", "VSATidewaiter.Verdict",
 		"Scan.Verdict", "VerifiedStatement.Verdict":
 		return []string{contracts.VerdictPass, contracts.VerdictWarn, contracts.VerdictFail}
+	case "AdmissionDecided.Decision", "AdmissionImage.Decision":
+		return []string{contracts.DecisionAdmit, contracts.DecisionWarn, contracts.DecisionDeny}
+	case "AdmissionDecided.Mode":
+		return []string{"enforce", "warn", "audit"}
 	case "Problem.State":
 		return []string{"open", "closed"}
 	case "Problem.Group":
@@ -164,6 +168,9 @@ var descriptions = map[string]string{
 	"verdict":                        "verdict of the policy",
 	"version":                        "version",
 	"versions":                       "versions that are affected",
+	"AdmissionDecided.imageCount":    "number of images; images may list fewer",
+	"AdmissionDecided.decidedAt":     "when it was answered",
+	"AdmissionDecided.namespace":     "the workload's namespace",
 	"AdvisoriesBuild.kev":            "number of vulnerabilities known to be exploited",
 	"AdvisoriesStatus.kev":           "number of vulnerabilities known to be exploited",
 	"AdvisoriesStatus.bytes":         "size of the snapshot's file",
