@@ -146,7 +146,8 @@ func (e *encoder) collect() {
 	e.rank = make(map[string]uint32, len(e.strings))
 	for i, t := range e.strings {
 		e.rank[t] = uint32(i)
-*group) int {
+	}
+	slices.SortFunc(e.groups, func(a, b *group) int {
 		return cmp.Or(cmp.Compare(a.base, b.base), cmp.Compare(a.name, b.name))
 	})
 }
@@ -300,8 +301,8 @@ func (e *encoder) record(c candidate) uint32 {
 		flags |= flagScore
 	}
 	b := binary.AppendUvarint(nil, flags)
-	b = binary.AppendUvarint(b, uint64(severityNumber(f.Severity)))
-	b = binary.AppendUvarint(b, uint64(math.Round(10*max(0, min(1 decimal, as CVSS has
+	b = binary.AppendUvarint(b, uint64(severityNumber(f.Severity))) //nolint:gosec // not negative
+	b = binary.AppendUvarint(b, uint64(math.Round(10*max(0, min(10, f.Score)))))         // one decimal, as CVSS has
 	b = e.appendStrings(b, a.ID, a.Summary, a.Module, f.Vector)                          //
 	b = binary.AppendUvarint(b, uint64(a.Modified)<<1^uint64(a.Modified>>63))            //nolint:gosec // zigzag
 	b = e.appendStrings(binary.AppendUvarint(b, uint64(len(a.Aliases))), a.Aliases...)   //
@@ -375,12 +376,13 @@ func (e *encoder) flush(w io.Writer) error {
 		le.PutUint64(header[headerFixed+i*16+8:], uint64(len(b)))
 		at += len(b)
 	}
-	le.PutUint64(hize))
+	le.PutUint64(header[16:], uint64(at+trailerSize))
 
 	h := sha256.New()
 	out := bufio.NewWriter(w)
 	both := io.MultiWriter(out, h)
-	for _, b := range append([][]byte{header}, eoth.Write(b); err != nil {
+	for _, b := range append([][]byte{header}, e.sec[:]...) {
+		if _, err := both.Write(b); err != nil {
 			return fmt.Errorf("write advisory snapshot: %w", err)
 		}
 	}
