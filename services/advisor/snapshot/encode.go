@@ -301,12 +301,12 @@ func (e *encoder) record(c candidate) uint32 {
 		flags |= flagScore
 	}
 	b := binary.AppendUvarint(nil, flags)
-	b = binary.AppendUvarint(b, uint64(severityNumber(f.Severity))) //nolint:gosec // not negative
-	b = binary.AppendUvarint(b, uint64(math.Round(10*max(0, min(10, f.Score)))))         // one decimal, as CVSS has
-	b = e.appendStrings(b, a.ID, a.Summary, a.Module, f.Vector)                          //
-	b = binary.AppendUvarint(b, uint64(a.Modified)<<1^uint64(a.Modified>>63))            //nolint:gosec // zigzag
-	b = e.appendStrings(binary.AppendUvarint(b, uint64(len(a.Aliases))), a.Aliases...)   //
-	b = e.appendStrings(binary.AppendUvarint(b, uint64(len(a.Upstream))), a.Upstream...) //
+	b = binary.AppendUvarint(b, uint64(severityNumber(f.Severity)))              //nolint:gosec // not negative
+	b = binary.AppendUvarint(b, uint64(math.Round(10*max(0, min(10, f.Score))))) // one decimal, as CVSS has
+	b = e.appendStrings(b, a.ID, a.Summary, a.Module, f.Vector)
+	b = binary.AppendUvarint(b, uint64(a.Modified)<<1^uint64(a.Modified>>63)) //nolint:gosec // zigzag
+	b = e.appendStrings(binary.AppendUvarint(b, uint64(len(a.Aliases))), a.Aliases...)
+	b = e.appendStrings(binary.AppendUvarint(b, uint64(len(a.Upstream))), a.Upstream...)
 	if at, ok := e.recordAt[string(b)]; ok {
 		return at
 	}
