@@ -81,9 +81,9 @@ func (c *Client) Ping(ctx context.Context) error {
 // IsUnavailable says whether err, which must come from this package, means
 // that Redis cannot be reached or does not serve now: refused, broken or timed
 // out connections, loading, read-only, out of memory, credentials that it does
-// not take (yet). ErrTaken, ErrLost and an ended context are not outages.
+// not take (yet). ErrTaken, ErrLost, ErrMiss and an ended context are not outages.
 func IsUnavailable(err error) bool {
-	if err == nil || errors.Is(err, ErrTaken) || errors.Is(err, ErrLost) || errors.Is(err, context.Canceled) {
+	if err == nil || errors.Is(err, ErrTaken) || errors.Is(err, ErrLost) || errors.Is(err, ErrMiss) || errors.Is(err, context.Canceled) {
 		return false
 	}
 	var answer redis.Error

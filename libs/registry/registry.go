@@ -152,6 +152,16 @@ func under(repository string, prefixes []string) bool {
 	return false
 }
 
+// Configured returns nil if the repository may be used, else an error that is
+// ErrNotConfigured. Nothing is connected to.
+func (c *Client) Configured(registry, repository string) error {
+	if c.layout != nil {
+		return nil
+	}
+	_, err := c.host(registry, repository)
+	return err
+}
+
 // reader returns where r is read from, after checking r.
 func (c *Client) reader(r Ref) (reader, error) {
 	if err := r.validate(); err != nil {
