@@ -90,7 +90,7 @@ func (a *api) do(ctx context.Context, method, url string, body []byte) (io.ReadC
 	if resp.StatusCode/100 == 2 {
 		return resp.Body, nil
 	}
-	defer resp.Body.Close() //nolint:errcheck // the answer is an error already
+	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 	err = fmt.Errorf("ask %s: %s: %s", url, resp.Status, strings.TrimSpace(string(text)))
 	switch resp.StatusCode {
@@ -104,7 +104,7 @@ func (a *api) do(ctx context.Context, method, url string, body []byte) (io.ReadC
 
 // decode reads one JSON document and closes the body.
 func decode(body io.ReadCloser, into any) error {
-	defer body.Close() //nolint:errcheck // read to its end
+	defer body.Close()
 	if err := json.NewDecoder(body).Decode(into); err != nil {
 		return unavailable(fmt.Errorf("read answer: %w", err))
 	}

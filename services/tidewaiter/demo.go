@@ -103,7 +103,7 @@ type demo struct {
 }
 
 // tell shows each chapter, and fails at the first thing that is not as it should be.
-func (d *demo) tell(ctx context.Context) error {
+func (d *demo) tell(ctx context.Context) (err error) {
 	host := d.all.RegistryHost()
 	client, err := registry.New([]registry.Host{host}, d.streams.log)
 	if err != nil {
@@ -117,7 +117,7 @@ func (d *demo) tell(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer f.stop()
+	defer func() { err = errors.Join(err, f.stop()) }()
 
 	if d.Image != "" {
 		return d.tellOwn(ctx, f)
@@ -275,7 +275,7 @@ func (d *demo) verify(ctx context.Context, ref registry.Ref, want error) error {
 		return fmt.Errorf("verify %s: %w", ref.Repository, err)
 	}
 	if want != nil && !errors.Is(err, want) {
-		return fmt.Errorf("verify %s gave %v, want: %w", ref.Repository, err, want)
+		return fmt.Errorf("verify %s gave %w, want: %w", ref.Repository, err, want)
 	}
 	d.n.verified(ref, v)
 	return nil

@@ -74,9 +74,9 @@ func follow(ctx context.Context, cfg bus.Config, log *slog.Logger, n *narrator) 
 }
 
 // stop ends the reading.
-func (f *follower) stop() {
+func (f *follower) stop() error {
 	f.cancel()
-	<-f.ended
+	return <-f.ended
 }
 
 // event takes in one event.

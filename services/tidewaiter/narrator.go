@@ -34,7 +34,7 @@ type narrator struct {
 func newNarrator(out, errOut io.Writer, asJSON bool) *narrator {
 	n := &narrator{out: out, err: errOut, json: asJSON, start: time.Now(), stop: make(chan struct{})}
 	if f, ok := out.(*os.File); ok && !asJSON {
-		n.terminal = term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor is small
+		n.terminal = term.IsTerminal(int(f.Fd()))
 	}
 	if n.terminal {
 		n.stopped.Go(n.move)

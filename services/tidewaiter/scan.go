@@ -204,7 +204,7 @@ func (c *matchCmd) Run(ctx context.Context, s *streams) error {
 		if err != nil {
 			return usage(fmt.Errorf("read document: %w", err))
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }() // it was only read
 		in = f
 	}
 	content, err := io.ReadAll(io.LimitReader(in, maxSBOM+1))

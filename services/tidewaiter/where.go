@@ -32,7 +32,7 @@ func (c *whereCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	defer body.Close() //nolint:errcheck // read to its end
+	defer body.Close()
 	table := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, 1<<20)

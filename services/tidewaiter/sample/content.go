@@ -173,7 +173,7 @@ func ELF(sections ...Section) []byte {
 	le.PutUint32(data[20:], 1)
 	le.PutUint64(data[24:], base+0x1000)
 	le.PutUint64(data[32:], headerSize)
-	le.PutUint64(data[40:], uint64(table)) //nolint:gosec // small by construction
+	le.PutUint64(data[40:], uint64(table))
 	le.PutUint16(data[52:], headerSize)
 	le.PutUint16(data[54:], programSize)
 	le.PutUint16(data[56:], 1)
@@ -186,15 +186,17 @@ func ELF(sections ...Section) []byte {
 	le.PutUint64(p[8:], 0)
 	le.PutUint64(p[16:], base)
 	le.PutUint64(p[24:], base)
-	le.PutUint64(p[32:], uint64(dataEnd)) //nolint:gosec // small by construction
-	le.PutUint64(p[40:], uint64(dataEnd)) //nolint:gosec // small by construction
+	le.PutUint64(p[32:], uint64(dataEnd))
+	le.PutUint64(p[40:], uint64(dataEnd))
 	le.PutUint64(p[48:], 0x1000)
 	return data
 }
 
 // Noise returns n bytes that do not compress, the same for the same seed.
 func Noise(seed uint64, n int) []byte {
-	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24), 't', 'w'})
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	r := rand.NewChaCha8(key)
 	b := make([]byte, n)
 	_, _ = r.Read(b) // documented never to fail
 	return b
