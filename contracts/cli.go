@@ -153,14 +153,15 @@ type VerdictCounts struct {
 
 // ServerLag sums up one product over the fleet.
 type ServerLag struct {
-	Product   string   `json:"product"`
-	Images    int      `json:"images"`
-	Outdated  int      `json:"outdated"`
-	EOL       int      `json:"eol"`
-	Oldest    string   `json:"oldest"`
-	Latest    string   `json:"latest,omitempty"`
-	WorstDays *int     `json:"worstDays,omitempty"`
-	Versions  []string `json:"versions"`
+	Product    string   `json:"product"`
+	Images     int      `json:"images"`
+	Outdated   int      `json:"outdated"`
+	EOL        int      `json:"eol"`
+	Oldest     string   `json:"oldest"`
+	Latest     string   `json:"latest,omitempty"`
+	WorstDays  *int     `json:"worstDays,omitempty"`
+	WorstLines *int     `json:"worstLines,omitempty"` // release lines that the worst is behind
+	Versions   []string `json:"versions"`
 }
 
 // DeadLetter is one line of `tidewaiter dlq list --output json`.

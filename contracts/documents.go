@@ -188,8 +188,27 @@ type Lag struct {
 	EndOfLife     string    `json:"endOfLife,omitempty"`     // date YYYY-MM-DD on which its cycle ended or will end, or "ended"
 	EOL           bool      `json:"eol"`                     // as of the snapshot
 	Outdated      bool      `json:"outdated"`
-	BehindDays    *int      `json:"behindDays,omitempty"` // between the releases of version's cycle-latest and latest; absent: unknown
+	BehindDays    *int      `json:"behindDays,omitempty"`  // between the releases of version's cycle-latest and latest; absent: unknown
+	LinesBehind   *int      `json:"linesBehind,omitempty"` // release lines newer than version's own; absent: unknown
 	Layer         *LayerRef `json:"layer,omitempty"`
+}
+
+// AdvisoriesDelta says whose match results can differ between two snapshots.
+// All lists are sorted. Stored as a blob.
+type AdvisoriesDelta struct {
+	Previous   SnapshotRef    `json:"previous"`
+	Snapshot   SnapshotRef    `json:"snapshot"`
+	Packages   []DeltaPackage `json:"packages"`
+	Ecosystems []string       `json:"ecosystems"` // with release ("Debian:12"); of these, all packages: advisories exist now, or no more
+	Products   []string       `json:"products"`   // by their names at endoflife.date: release lines changed, or one has ended since
+}
+
+// DeltaPackage is one package name whose advisories changed, or what is known
+// about the exploitation of the vulnerabilities that they name.
+type DeltaPackage struct {
+	Ecosystem string   `json:"ecosystem"` // without release
+	Name      string   `json:"name"`      // as the ecosystem's advisories compare it
+	Releases  []string `json:"releases"`  // "" is all of them
 }
 
 // Report is the verdict on an image in full. It carries no clocks: the same
@@ -223,9 +242,10 @@ type ReportPart struct {
 
 // Media types of what is attached to images.
 const (
-	MediaTypeReport    = "application/vnd.tidewaiter.report.v1+json"
-	MediaTypeCycloneDX = "application/vnd.cyclonedx+json"
-	MediaTypeBundle    = "application/vnd.dev.sigstore.bundle.v0.3+json"
+	MediaTypeReport     = "application/vnd.tidewaiter.report.v1+json"
+	MediaTypeAdvisories = "application/vnd.tidewaiter.advisories.v1" // artifactType and layer of a published snapshot
+	MediaTypeCycloneDX  = "application/vnd.cyclonedx+json"
+	MediaTypeBundle     = "application/vnd.dev.sigstore.bundle.v0.3+json"
 )
 
 // AnnotationOwner marks manifests that Tidewaiter itself pushed.

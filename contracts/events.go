@@ -26,6 +26,8 @@ const (
 	FindingChangedV1   = "finding.changed.v1"
 	FindingClosedV1    = "finding.closed.v1"
 	AdmissionDecidedV1 = "admission.decided.v1"
+
+	AdvisoriesChangedV1 = "advisories.changed.v1"
 )
 
 // FindingTopic carries the three finding events, so that the events of one
@@ -84,6 +86,7 @@ func Events() []EventKind {
 		{FindingChangedV1, FindingTopic, false, func() any { return new(Problem) }},
 		{FindingClosedV1, FindingTopic, false, func() any { return new(Problem) }},
 		{AdmissionDecidedV1, AdmissionDecidedV1, false, func() any { return new(AdmissionDecided) }},
+		{AdvisoriesChangedV1, AdvisoriesChangedV1, false, func() any { return new(AdvisoriesChanged) }},
 	}
 }
 
@@ -276,8 +279,29 @@ type ImageRematch struct {
 	Platform  *Platform   `json:"platform,omitempty"`
 	Inventory Blob        `json:"inventory"`
 	Analyzer  string      `json:"analyzer"`
-	Snapshot  SnapshotRef `json:"snapshot"` // at least this sequence
-	Reason    string      `json:"reason"`   // "advisories", "refresh", "request"
+	Snapshot  SnapshotRef `json:"snapshot"`           // at least this sequence
+	Location  string      `json:"location,omitempty"` // of the snapshot, see AdvisoriesChanged; absent: wherever matcher has it from
+	Reason    string      `json:"reason"`             // "advisories", "refresh", "request"
+}
+
+// Reasons of image.rematch.
+const (
+	RematchAdvisories = "advisories"
+	RematchRefresh    = "refresh"
+	RematchRequest    = "request"
+)
+
+// AdvisoriesChanged says that a new advisory snapshot is published. Subject:
+// the snapshot's digest. Key: "advisories", so that snapshots keep their order.
+type AdvisoriesChanged struct {
+	Snapshot    SnapshotRef  `json:"snapshot"`
+	Previous    *SnapshotRef `json:"previous,omitempty"` // what Delta is against; absent: there was none, everything is new
+	Location    string       `json:"location"`           // registry/repository@digest of the OCI artefact that holds the snapshot
+	Delta       *Blob        `json:"delta,omitempty"`    // an AdvisoriesDelta; absent without Previous
+	Changed     int          `json:"changed"`            // package names in Delta
+	Records     int          `json:"records"`            // advisories that can match
+	Newest      time.Time    `json:"newest,omitzero"`    // newest modification among the advisories; absent: unknown
+	PublishedAt time.Time    `json:"publishedAt"`        // advisor's clock
 }
 
 // Counts are findings by severity.

@@ -31,6 +31,7 @@ func Documents() []DocumentKind {
 		{"layer-report", func() any { return new(LayerReport) }},
 		{"inventory", func() any { return new(Inventory) }},
 		{"report", func() any { return new(Report) }},
+		{"advisories-delta", func() any { return new(AdvisoriesDelta) }},
 		{"predicate-vuln", func() any { return new(VulnPredicate) }},
 		{"predicate-vsa", func() any { return new(VSAPredicate) }},
 		{"cli-scan", func() any { return new(Scan) }},
