@@ -165,3 +165,15 @@ func (b *Bus) create(ctx context.Context, topics []kafka.TopicConfig) error {
 	}
 	return nil
 }
+
+// Topics returns the topics of the named events (contracts names) as they are
+// called in Kafka, each lane's. Names that are no events are left out.
+func (b *Bus) Topics(names ...string) []string {
+	var out []string
+	for _, name := range names {
+		if kind, err := b.kindNamed(name); err == nil {
+			out = append(out, b.topicsOf(kind)...)
+		}
+	}
+	return out
+}
