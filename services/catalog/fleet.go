@@ -109,6 +109,9 @@ func addServer(s *contracts.ServerLag, lags []contracts.Lag) {
 		if l.BehindDays != nil && (s.WorstDays == nil || *l.BehindDays > *s.WorstDays) {
 			s.WorstDays = l.BehindDays
 		}
+		if l.LinesBehind != nil && (s.WorstLines == nil || *l.LinesBehind > *s.WorstLines) {
+			s.WorstLines = l.LinesBehind
+		}
 	}
 	slices.SortFunc(s.Versions, order)
 	s.Oldest = s.Versions[0]

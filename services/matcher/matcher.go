@@ -158,9 +158,10 @@ func (s *Service) match(ctx context.Context, j job, m *loaded) ([]event.Event, e
 	}
 	out, err := bus.NewEvent(contracts.ImageMatchedV1, j.image.String(), contracts.ImageMatched{
 		Image: j.image, Source: j.source, Tag: j.tag, Kind: j.kind, Platform: j.platform, Inventory: j.inventory,
-		Report:    contracts.Blob{Digest: digest, Size: int64(len(content))},
-		Snapshot:  contracts.SnapshotRef{Digest: m.snapshot.Digest(), Sequence: m.snapshot.Sequence()},
-		MatchedAt: s.now().UTC().Truncate(time.Millisecond), Policy: report.Policy, Verdict: report.Verdict, Reasons: report.Reasons,
+		Report:       contracts.Blob{Digest: digest, Size: int64(len(content))},
+		Snapshot:     contracts.SnapshotRef{Digest: m.snapshot.Digest(), Sequence: m.snapshot.Sequence()},
+		SnapshotTime: m.snapshot.Newest(),
+		MatchedAt:    s.now().UTC().Truncate(time.Millisecond), Policy: report.Policy, Verdict: report.Verdict, Reasons: report.Reasons,
 		Counts: report.Counts, Packages: report.Packages, Gaps: len(report.Gaps),
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"sort"
@@ -209,6 +210,42 @@ func (s *Snapshot) Newest() time.Time {
 		return time.Time{}
 	}
 	return time.Unix(s.newest, 0).UTC()
+}
+
+// SameContent says whether two snapshots differ in nothing but their sequence.
+func (s *Snapshot) SameContent(other *Snapshot) bool {
+	const at, behind = 24, 32 // where the sequence stands
+	if len(s.data) != len(other.data) {
+		return false
+	}
+	body := len(s.data) - trailerSize
+	return bytes.Equal(s.data[:at], other.data[:at]) && bytes.Equal(s.data[behind:body], other.data[behind:body])
+}
+
+// Stamp writes the snapshot to w under another sequence.
+func (s *Snapshot) Stamp(w io.Writer, sequence int64) error {
+	header := bytes.Clone(s.data[:headerSize])
+	binary.LittleEndian.PutUint64(header[24:], uint64(sequence)) //nolint:gosec // read back as int64
+	h := sha256.New()
+	for _, b := range [][]byte{header, s.data[headerSize : len(s.data)-trailerSize]} {
+		_, _ = h.Write(b)
+		if _, err := w.Write(b); err != nil {
+			return fmt.Errorf("write advisory snapshot: %w", err)
+		}
+	}
+	if _, err := w.Write(h.Sum(nil)); err != nil {
+		return fmt.Errorf("write advisory snapshot: %w", err)
+	}
+	return nil
+}
+
+// Products returns the names of all products, sorted.
+func (s *Snapshot) Products() []string {
+	names := make([]string, len(s.sec[secProducts])/productSize)
+	for i := range names {
+		names[i] = s.str(s.u32(secProducts, i*3))
+	}
+	return names
 }
 
 // Stats says what a snapshot holds.

@@ -62,13 +62,26 @@ func (m *Matcher) lag(product, version string) (contracts.Lag, bool) {
 		} else {
 			l.Outdated = behind(version, newest.Latest)
 		}
+		l.LinesBehind = newerLines(cycles, version)
 		return l, true
 	}
 	l.Cycle, l.LatestInCycle = own.Name, own.Latest
 	l.EOL, l.EndOfLife = endOf(own, today)
 	l.Outdated = l.EOL || behind(version, own.Latest)
 	l.BehindDays = days(own.LatestRelease, newest.LatestRelease)
+	l.LinesBehind = newerLines(cycles, own.Name)
 	return l, true
+}
+
+// newerLines returns how many release lines come after a version or line.
+func newerLines(cycles []snapshot.Cycle, than string) *int {
+	n := 0
+	for _, c := range cycles {
+		if name := strings.TrimPrefix(c.Name, "v"); compareDotted(name, strings.TrimPrefix(than, "v")) > 0 && !within(name, than) {
+			n++
+		}
+	}
+	return &n
 }
 
 // newestCycle returns the line with the highest latest version.

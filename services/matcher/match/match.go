@@ -17,7 +17,7 @@ import (
 )
 
 // Version names the matcher in reports; it is raised when results change.
-const Version = "1"
+const Version = "2"
 
 // Matcher matches inventories with one snapshot under one policy. It may be
 // used by several goroutines at once, and not after its snapshot is closed.

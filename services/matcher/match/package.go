@@ -74,14 +74,7 @@ func (m *Matcher) evaluate(k key) *Result {
 	if !m.covered(base, release) {
 		return &Result{uncovered: true}
 	}
-	name := snapshot.NormalName(base, k.name)
-	switch base {
-	case "Bitnami":
-		name = componentName(name)
-	case "Maven":
-		name = strings.Replace(name, "/", ":", 1)
-	}
-	entry, ok := m.snap.Lookup(base, name)
+	entry, ok := m.snap.Lookup(base, lookupName(base, k.name))
 	if !ok {
 		return &Result{}
 	}
@@ -95,6 +88,19 @@ func (m *Matcher) evaluate(k key) *Result {
 	}
 	r.findings = merge(entry, hits, k)
 	return r
+}
+
+// lookupName returns a package's name as the snapshot has it.
+func lookupName(base, name string) string {
+	name = snapshot.NormalName(base, name)
+	switch base {
+	case "Bitnami":
+		return componentName(name)
+	case "Maven":
+		return strings.Replace(name, "/", ":", 1)
+	default:
+		return name
+	}
 }
 
 // locate returns the place of a version among an entry's bounds, nil where it
