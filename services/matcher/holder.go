@@ -22,10 +22,12 @@ var (
 )
 
 // holder holds the snapshot in use and takes the next one when its file is
-// replaced. Who uses a snapshot keeps it open until it is released.
+// replaced or a newer one is published. Who uses a snapshot keeps it open until
+// it is released.
 type holder struct {
-	path   string
-	policy *policy.Policy
+	path      string
+	policy    *policy.Policy
+	published *published // nil: only the file counts
 
 	mu      sync.Mutex
 	current *loaded
@@ -49,27 +51,43 @@ func newHolder(path string, pol *policy.Policy) *holder {
 }
 
 // acquire returns the matcher of a snapshot of at least the given sequence (0:
-// any) and a function to call when done with it. Errors: errOlder, errNoSnapshot.
-func (h *holder) acquire(sequence int64) (*loaded, func(), error) {
-	h.mu.Lock()
-	stale := h.current == nil || h.current.snapshot.Sequence() < sequence
-	h.mu.Unlock()
-	if stale {
-		if _, err := h.reload(); err != nil && h.ready() != nil {
-			return nil, nil, err
-		}
+// any) and a function to call when done with it. One that is not here yet is
+// fetched from location first. Errors: errOlder, errNoSnapshot.
+func (h *holder) acquire(ctx context.Context, sequence int64, location string) (*loaded, func(), error) {
+	var fetch error
+	if !h.has(sequence) {
+		_, fetch = h.refresh(ctx, sequence, location)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l := h.current
 	if l == nil {
-		return nil, nil, h.problem
+		return nil, nil, errors.Join(h.problem, fetch)
 	}
 	if have := l.snapshot.Sequence(); have < sequence {
-		return nil, nil, fmt.Errorf("sequence %d, asked for %d: %w", have, sequence, errOlder)
+		return nil, nil, errors.Join(fmt.Errorf("sequence %d, asked for %d: %w", have, sequence, errOlder), fetch)
 	}
 	l.users++
 	return l, func() { h.release(l) }, nil
+}
+
+// has says whether the snapshot in use is of at least the given sequence.
+func (h *holder) has(sequence int64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.current != nil && h.current.snapshot.Sequence() >= sequence
+}
+
+// refresh looks at the file and then, unless it suffices, at what is published.
+func (h *holder) refresh(ctx context.Context, sequence int64, location string) (changed bool, err error) {
+	if h.path != "" || h.published == nil {
+		changed, err = h.reload()
+	}
+	if h.published == nil || changed && h.has(sequence) {
+		return changed, err
+	}
+	fetched, errFetch := h.fetch(ctx, sequence, location)
+	return changed || fetched, errors.Join(err, errFetch)
 }
 
 func (h *holder) release(l *loaded) {
@@ -106,15 +124,24 @@ func (h *holder) reload() (changed bool, err error) {
 	if err != nil {
 		return false, h.fail(err)
 	}
-	next := &loaded{snapshot: s, matcher: match.New(s, h.policy)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.file = info
+	if h.published != nil && h.current != nil && h.current.snapshot.Sequence() >= s.Sequence() {
+		return false, s.Close() // what was published since is newer
+	}
+	h.use(s)
+	return true, nil
+}
+
+// use takes a snapshot into use. The caller holds the lock.
+func (h *holder) use(s *snapshot.Snapshot) {
+	next := &loaded{snapshot: s, matcher: match.New(s, h.policy)}
 	if old := h.current; old != nil {
 		old.replaced = true
 		old.closeIfUnused()
 	}
-	h.current, h.file, h.problem = next, info, nil
-	return true, nil
+	h.current, h.problem = next, nil
 }
 
 func (h *holder) fail(err error) error {
@@ -134,8 +161,9 @@ func (h *holder) ready() error {
 	return h.problem
 }
 
-// watch looks at the file until ctx ends.
-func (h *holder) watch(ctx context.Context, every time.Duration, log *slog.Logger) {
+// watch looks at the file every now and then, and more seldom at what is
+// published, until ctx ends.
+func (h *holder) watch(ctx context.Context, every, poll time.Duration, log *slog.Logger) {
 	h.mu.Lock()
 	if h.current != nil {
 		log.InfoContext(ctx, "advisory snapshot in use", "snapshot", h.current.snapshot.Digest(), "sequence", h.current.snapshot.Sequence())
@@ -144,14 +172,20 @@ func (h *holder) watch(ctx context.Context, every time.Duration, log *slog.Logge
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	last := ""
+	var polled time.Time
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		changed, err := h.reload()
+		var changed bool
+		var err error
 		switch {
+		case h.published != nil && time.Since(polled) >= poll:
+			polled = time.Now()
+			changed, err = h.refresh(ctx, 0, "")
+		case h.path != "" || h.published == nil:
+			changed, err = h.reload()
+		}
+		switch {
+		case ctx.Err() != nil:
+			return
 		case err != nil && err.Error() != last:
 			last = err.Error()
 			log.WarnContext(ctx, "advisory snapshot cannot be used", "error", err)
@@ -160,6 +194,11 @@ func (h *holder) watch(ctx context.Context, every time.Duration, log *slog.Logge
 			h.mu.Lock()
 			log.InfoContext(ctx, "advisory snapshot in use", "snapshot", h.current.snapshot.Digest(), "sequence", h.current.snapshot.Sequence())
 			h.mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/run"
 	"github.com/tidewaiter/tidewaiter/libs/store"
+	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/matcher/policy"
 )
 
@@ -25,6 +26,8 @@ const Name = "matcher"
 const (
 	// DefaultReload is how often the snapshot file is looked at.
 	DefaultReload = 5 * time.Second
+	// DefaultPoll is how often the registry is asked for a newer snapshot.
+	DefaultPoll = 30 * time.Second
 	// waitForSnapshot is how long a request waits that names a newer snapshot than the one here.
 	waitForSnapshot = 15 * time.Second
 )
@@ -34,6 +37,16 @@ type Config struct {
 	// Advisories is the snapshot file (`tidewaiter advisories build`). It is
 	// opened again when another is put in its place.
 	Advisories string `yaml:"advisories"`
+	// Snapshots is the registry/repository in which advisor publishes snapshots;
+	// the highest sequence is used, be it from there or from Advisories.
+	Snapshots string `yaml:"snapshots"`
+	// SnapshotKeys is a PEM file with the public keys of advisor, at least one of
+	// which must have signed a published snapshot.
+	SnapshotKeys string `yaml:"snapshotKeys"`
+	// Cache is the folder in which fetched snapshots are kept, the last two of them.
+	Cache string `yaml:"cache"`
+	// Poll is how often the registry is asked for a newer snapshot; default DefaultPoll.
+	Poll time.Duration `yaml:"poll"`
 	// Policy is the policy file; empty: the default policy.
 	Policy string `yaml:"policy"`
 	// Reload is how often the snapshot file is looked at; default DefaultReload.
@@ -43,13 +56,24 @@ type Config struct {
 }
 
 // DefaultConfig returns the configuration before any file is read.
-func DefaultConfig() Config { return Config{Reload: DefaultReload} }
+func DefaultConfig() Config { return Config{Reload: DefaultReload, Poll: DefaultPoll} }
 
 // Validate returns everything that is wrong with c.
 func (c Config) Validate() error {
 	var problems []error
 	if c.Reload <= 0 {
 		problems = append(problems, fmt.Errorf("reload is %s, it must be above 0", c.Reload))
+	}
+	if c.Poll <= 0 {
+		problems = append(problems, fmt.Errorf("poll is %s, it must be above 0", c.Poll))
+	}
+	if c.Snapshots != "" {
+		if _, err := artefact.ParseRepository(c.Snapshots); err != nil {
+			problems = append(problems, fmt.Errorf("snapshots: %w", err))
+		}
+		if c.SnapshotKeys == "" || c.Cache == "" {
+			problems = append(problems, errors.New("snapshots needs snapshotKeys and cache: unsigned advisories are not used"))
+		}
 	}
 	if c.Concurrency < 0 {
 		problems = append(problems, fmt.Errorf("concurrency is %d", c.Concurrency))
@@ -74,9 +98,10 @@ type Service struct {
 }
 
 // New returns a matcher that reads inventories from and writes reports to
-// blobs. It works without a snapshot, and then answers everything with
+// blobs, and fetches snapshots with puller, which may be nil where the
+// configuration names none. It works without a snapshot, and then answers everything with
 // Unavailable: without knowledge nothing is clean.
-func New(cfg Config, blobs Blobs, log *slog.Logger) (*Service, error) {
+func New(cfg Config, blobs Blobs, puller artefact.Puller, log *slog.Logger) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("matcher: %w", err)
 	}
@@ -87,7 +112,16 @@ func New(cfg Config, blobs Blobs, log *slog.Logger) (*Service, error) {
 			return nil, fmt.Errorf("matcher: %w: %w", err, run.ErrConfig)
 		}
 	}
-	return &Service{cfg: cfg, policy: pol, blobs: blobs, holder: newHolder(cfg.Advisories, pol), log: log, now: time.Now}, nil
+	h := newHolder(cfg.Advisories, pol)
+	if cfg.Snapshots != "" {
+		published, err := newPublished(cfg, puller)
+		if err != nil {
+			return nil, fmt.Errorf("matcher: %w: %w", err, run.ErrConfig)
+		}
+		h.published = published
+		h.cached()
+	}
+	return &Service{cfg: cfg, policy: pol, blobs: blobs, holder: h, log: log, now: time.Now}, nil
 }
 
 // Close gives the snapshot back. Nothing may be handled any more.
@@ -102,6 +136,7 @@ type job struct {
 	platform  *contracts.Platform
 	inventory contracts.Blob
 	sequence  int64 // of the snapshot that is asked for, at least
+	location  string
 }
 
 func decode(in event.Event) (job, error) {
@@ -112,7 +147,8 @@ func decode(in event.Event) (job, error) {
 	case contracts.TypePrefix + contracts.ImageRematchV1:
 		r, err := bus.Decode[contracts.ImageRematch](in)
 		return job{
-			image: r.Image, source: r.Source, kind: r.Kind, platform: r.Platform, inventory: r.Inventory, sequence: r.Snapshot.Sequence,
+			image: r.Image, source: r.Source, kind: r.Kind, platform: r.Platform, inventory: r.Inventory,
+			sequence: r.Snapshot.Sequence, location: r.Location,
 		}, err
 	}
 	return job{}, bus.Permanent(fmt.Errorf("matcher does not handle events of type %s", in.Type()))
@@ -127,7 +163,7 @@ func (s *Service) Handle(ctx context.Context, in event.Event) ([]event.Event, er
 	if err := j.image.Validate(); err != nil {
 		return nil, bus.Permanent(fmt.Errorf("match: %w", err))
 	}
-	m, release, err := s.holder.acquire(j.sequence)
+	m, release, err := s.holder.acquire(ctx, j.sequence, j.location)
 	switch {
 	case errors.Is(err, errOlder):
 		return nil, bus.Later(fmt.Errorf("match %s: %w", j.image, err), s.now().Add(waitForSnapshot))
@@ -226,7 +262,13 @@ func Run(ctx context.Context, env *run.Env) error {
 	if err != nil {
 		return fmt.Errorf("matcher: %w", err)
 	}
-	s, err := New(cfg, db, env.Log)
+	var puller artefact.Puller
+	if cfg.Snapshots != "" {
+		if puller, err = env.Registry(); err != nil {
+			return fmt.Errorf("matcher: %w", err)
+		}
+	}
+	s, err := New(cfg, db, puller, env.Log)
 	if err != nil {
 		return err
 	}
@@ -240,7 +282,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		s.holder.watch(watch, cfg.Reload, env.Log)
+		s.holder.watch(watch, cfg.Reload, cfg.Poll, env.Log)
 	}()
 	defer func() { stop(); <-watched }()
 	if err := b.Consume(ctx, bus.Subscription{Events: consumed, Handler: s.Handle, OnDead: s.dead, Concurrency: cfg.Concurrency}); err != nil {

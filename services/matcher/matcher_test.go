@@ -84,7 +84,7 @@ func newService(t *testing.T, blobs Blobs, advisories string) *Service {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.Advisories = advisories
-	s, err := New(cfg, blobs, slog.New(slog.DiscardHandler))
+	s, err := New(cfg, blobs, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestReplacedWhileInUse(t *testing.T) {
 	replace(t, path, 1)
 	blobs, _ := stored(t)
 	s := newService(t, blobs, path)
-	l, release, err := s.holder.acquire(0)
+	l, release, err := s.holder.acquire(t.Context(), 0, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func TestReplacedWhileInUse(t *testing.T) {
 	if l.users != 0 || !l.replaced {
 		t.Errorf("%d users, replaced %v", l.users, l.replaced)
 	}
-	next, done, err := s.holder.acquire(2)
+	next, done, err := s.holder.acquire(t.Context(), 2, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +280,7 @@ func TestBadInputs(t *testing.T) {
 	}
 	cfg := DefaultConfig()
 	cfg.Policy = filepath.Join(t.TempDir(), "absent.yaml")
-	if _, err := New(cfg, blobs, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := New(cfg, blobs, nil, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("an absent policy file was taken for the default one")
 	}
 	if err := (Config{Concurrency: -1}).Validate(); err == nil {
