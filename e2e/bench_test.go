@@ -20,8 +20,8 @@ import (
 func TestMeasureFleet(t *testing.T) {
 	measuring(t)
 	s := start(t, allinone.Options{})
-	const n = 50
-	all := fleet(t, 2*n, 180<<20, 50<<10)
+	n := *count
+	all := fleet(t, 2*n, *shared<<20, 50<<10)
 	cold := s.measure("cold", all[:n])
 	warm := s.measure("warm", all[n:])
 	total, distinct := 0, 0
@@ -67,7 +67,7 @@ type rates struct{ assembled, matched, attested float64 }
 func (s *system) measure(name string, fleet []sample.Image) rates {
 	s.t.Helper()
 	// the client's upload of blobs is not what is measured
-	if err := s.StopService("intake"); err != nil {
+	if err := s.StopService("planner"); err != nil {
 		s.t.Fatal(err)
 	}
 	pushed := make([]sample.Pushed, len(fleet))
@@ -84,7 +84,7 @@ func (s *system) measure(name string, fleet []sample.Image) rates {
 		s.t.Fatal(err)
 	}
 	began := time.Now()
-	if err := s.StartService("intake"); err != nil {
+	if err := s.StartService("planner"); err != nil {
 		s.t.Fatal(err)
 	}
 	s.attested(pushed...)

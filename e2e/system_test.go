@@ -33,6 +33,10 @@ import (
 )
 
 // measure asks for the measurements that `task bench` prints.
+var count = flag.Int("count", 50, "images in the measured fleet")
+
+var shared = flag.Int("shared", 180, "MB in the three layers that the measured fleet shares")
+
 var measure = flag.Bool("measure", false, "print the measured figures beside the design's")
 
 func TestMain(m *testing.M) {
@@ -249,8 +253,8 @@ type events struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	all     []bus.Tailed
-	ids     map[string]int // how often each (type, id) was seen
-	dead    []bus.Tailed
+	ids     map[string]int          // how often each (type, id) was seen
+	by      map[string][]bus.Tailed // by type and by type, subject
 }
 
 // listen reads every topic from its beginning until the test ends.
@@ -273,7 +277,7 @@ func listen(t *testing.T, cfg bus.Config) *events {
 	}
 	slices.Sort(topics)
 	topics = slices.Compact(topics)
-	l := &events{changed: make(chan struct{}), ids: map[string]int{}}
+	l := &events{changed: make(chan struct{}), ids: map[string]int{}, by: map[string][]bus.Tailed{}}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() {
@@ -297,6 +301,9 @@ func (l *events) add(m bus.Tailed) error {
 	defer l.mu.Unlock()
 	l.all = append(l.all, m)
 	l.ids[m.Event.Type()+" "+m.Event.ID()]++
+	for _, key := range []string{m.Event.Type() + " ", m.Event.Type() + " " + m.Event.Subject()} {
+		l.by[key] = append(l.by[key], m)
+	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 	return nil
@@ -326,13 +333,7 @@ func (l *events) wait(t *testing.T, missing func(l *events) string) {
 // about returns the events of a name about a subject. The caller holds the lock
 // (wait does), or the pipeline is quiet.
 func (l *events) about(name, subject string) []bus.Tailed {
-	var out []bus.Tailed
-	for _, m := range l.all {
-		if m.Event.Type() == contracts.TypePrefix+name && (subject == "" || m.Event.Subject() == subject) {
-			out = append(out, m)
-		}
-	}
-	return out
+	return l.by[contracts.TypePrefix+name+" "+subject]
 }
 
 // named returns the distinct events of a name, by id.

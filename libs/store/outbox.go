@@ -53,6 +53,17 @@ func (db *DB) Once(ctx context.Context, service string, in event.Event,
 	return out, nil
 }
 
+// Stored returns what Once stored for an input event, and whether it did: a
+// service that finds that an event changes nothing answers without writing,
+// once it knows that this was not the event that did.
+func (db *DB) Stored(ctx context.Context, service string, in event.Event) (out []event.Event, ok bool, err error) {
+	out, err = db.outputs(ctx, db.DB, service, in)
+	if errors.Is(err, ErrNotFound) {
+		return nil, false, nil
+	}
+	return out, err == nil, markUnavailable(err)
+}
+
 func (db *DB) once(ctx context.Context, service string, in event.Event,
 	apply func(ctx context.Context, tx *sql.Tx) ([]event.Event, error), out *[]event.Event,
 ) error {

@@ -18,6 +18,7 @@ import (
 	"math"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
@@ -47,6 +48,8 @@ const (
 	// waitEvery is how often a redelivered event looks whether the lease of its
 	// first delivery has ended.
 	waitEvery = 250 * time.Millisecond
+	// maxTouched bounds the reports of which it is remembered when they were used.
+	maxTouched = 10_000
 	// maxMessage bounds the text of layer.failed, in bytes.
 	maxMessage = 1000
 )
@@ -149,6 +152,9 @@ type Service struct {
 	analyze Analyze
 	log     *slog.Logger
 
+	mu      sync.Mutex
+	touched map[string]time.Time // when a report's age was last renewed
+
 	layers  *prometheus.CounterVec // by what became of the request
 	bytes   prometheus.Counter
 	seconds prometheus.Counter
@@ -164,7 +170,7 @@ func New(ctx context.Context, cfg Config, db *store.DB, leases Leases, reg Regis
 		return nil, fmt.Errorf("migrate %s: %w", Name, err)
 	}
 	s := &Service{
-		cfg: cfg, db: db, leases: leases, reg: reg, analyze: analyze, log: log,
+		cfg: cfg, db: db, leases: leases, reg: reg, analyze: analyze, log: log, touched: map[string]time.Time{},
 		layers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidewaiter_analyzer_layers_total", Help: "Layer requests by what became of them.",
 		}, []string{"result"}),
@@ -349,19 +355,43 @@ func (s *Service) done(ctx context.Context, digest string) (*record, error) {
 
 // again announces a report that is stored already.
 func (s *Service) again(ctx context.Context, in event.Event, req contracts.LayerRequested, r *record) ([]event.Event, error) {
-	out, err := s.db.Once(ctx, Name, in, func(ctx context.Context, _ *sql.Tx) ([]event.Event, error) {
-		// Whoever is told of it now has its full time to read it.
-		if err := s.db.TouchBlobs(ctx, r.report.Digest); err != nil {
-			return nil, err
-		}
-		return announce(req, r, true)
-	})
+	// The event that had it analysed is answered as it was then.
+	out, stored, err := s.db.Stored(ctx, Name, in)
+	if err == nil && !stored {
+		err = s.touch(ctx, r.report.Digest)
+	}
+	if err == nil && !stored {
+		out, err = announce(req, r, true)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("announce layer %s: %w", req.Digest, err)
+		return nil, outage(fmt.Errorf("announce layer %s: %w", req.Digest, err))
 	}
 	s.layers.WithLabelValues("reused").Inc()
 	s.log.InfoContext(ctx, "layer was analysed before", "layer", req.Digest)
 	return out, nil
+}
+
+// touch gives whoever is told of a report now its full time to read it. Once an
+// hour is enough, where blobs live for days.
+func (s *Service) touch(ctx context.Context, report string) error {
+	const often = time.Hour
+	now := time.Now()
+	s.mu.Lock()
+	fresh := now.Sub(s.touched[report]) < often
+	s.mu.Unlock()
+	if fresh {
+		return nil
+	}
+	if err := s.db.TouchBlobs(ctx, report); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.touched) >= maxTouched {
+		clear(s.touched)
+	}
+	s.touched[report] = now
+	return nil
 }
 
 func announce(req contracts.LayerRequested, r *record, reused bool) ([]event.Event, error) {

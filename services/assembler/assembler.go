@@ -151,6 +151,9 @@ func (s *Service) Handle(ctx context.Context, in event.Event) ([]event.Event, er
 	if apply == nil {
 		return nil, nil
 	}
+	if stored, known, err := s.noNews(ctx, in); err != nil || known {
+		return stored, err
+	}
 	prepared := map[string]inventory{}
 	for range maxPasses {
 		var j *join
@@ -179,6 +182,32 @@ func (s *Service) Handle(ctx context.Context, in event.Event) ([]event.Event, er
 		}
 	}
 	return nil, fmt.Errorf("join %s %s: inputs changed %d times meanwhile", in.Type(), in.Subject(), maxPasses)
+}
+
+// noNews answers the event that a fleet sends most, a layer.analyzed that says
+// what is recorded already, without a transaction. If it was the one that
+// brought the news, what it led to is sent again.
+func (s *Service) noNews(ctx context.Context, in event.Event) ([]event.Event, bool, error) {
+	if in.Type() != contracts.TypePrefix+contracts.LayerAnalyzedV1 {
+		return nil, false, nil
+	}
+	d, err := bus.Decode[contracts.LayerAnalyzed](in)
+	if err != nil {
+		return nil, false, err
+	}
+	var report string
+	err = s.db.QueryRowContext(ctx, `SELECT report FROM assembler_layers WHERE layer = $1 AND analyzer = $2`, d.Digest, d.Analyzer).Scan(&report)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && report != d.Report.Digest {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, outage(fmt.Errorf("look up layer %s: %w", d.Digest, err))
+	}
+	stored, _, err := s.db.Stored(ctx, Name, in)
+	if err != nil {
+		return nil, false, outage(fmt.Errorf("look up %s %s: %w", in.Type(), in.ID(), err))
+	}
+	return stored, true, nil
 }
 
 func (s *Service) count(out []event.Event) {

@@ -22,6 +22,8 @@ CREATE TABLE assembler_plan_layers (
     PRIMARY KEY (layer, registry, repository, digest)
 );
 
+CREATE INDEX assembler_plan_layers_image ON assembler_plan_layers (registry, repository, digest);
+
 -- Which indexes wait for or use a part.
 CREATE TABLE assembler_plan_parts (
     part       TEXT NOT NULL,
@@ -30,6 +32,8 @@ CREATE TABLE assembler_plan_parts (
     digest     TEXT NOT NULL,
     PRIMARY KEY (part, registry, repository, digest)
 );
+
+CREATE INDEX assembler_plan_parts_image ON assembler_plan_parts (registry, repository, digest);
 
 -- Layer reports that are stored.
 CREATE TABLE assembler_layers (
