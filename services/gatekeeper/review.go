@@ -95,9 +95,8 @@ type podTemplate struct {
 // workload holds the pod templates of all kinds, each at its place.
 type workload struct {
 	Metadata struct {
-		Name              string  `json:"name"`
-		GenerateName      string  `json:"generateName"`
-		DeletionTimestamp *string `json:"deletionTimestamp"`
+		Name         string `json:"name"`
+		GenerateName string `json:"generateName"`
 	} `json:"metadata"`
 	Template podTemplate `json:"template"` // PodTemplate
 	Spec     struct {
@@ -194,9 +193,6 @@ func asked(r *request) (images []named, workloadName string, err error) {
 	images = spec.images()
 	if r.Operation == "CREATE" {
 		return images, workloadName, nil
-	}
-	if now.Metadata.DeletionTimestamp != nil {
-		return nil, workloadName, nil
 	}
 	if err := decodeObject(r.OldObject, &before); err != nil {
 		return nil, workloadName, fmt.Errorf("oldObject: %w", err)
