@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 )
 
@@ -32,6 +33,7 @@ const requestTimeout = 30 * time.Second
 //	GET /v1/images?ref=&state=&limit=&after=     {"images": [ImageEntry], "next": name or null}
 //	GET /v1/report                               contracts.FleetReport
 //	GET /v1/problems?state=&limit=&after=        {"problems": [contracts.Problem], "next": key or null}
+//	POST /v1/deployed                            {"origin": name, "images": [registry/repository@digest]}: what runs, instead of what the origin said before
 //
 // All but the first ask for "Authorization: Bearer <token>". Errors are
 // {"error": "…"} with 400 (bad input), 401 or 503 (the database is away).
@@ -49,6 +51,7 @@ func newAPI(s *Service, token func() (string, error)) http.Handler {
 	mux.Handle("GET /v1/images", a.protected(a.images))
 	mux.Handle("GET /v1/report", a.protected(a.report))
 	mux.Handle("GET /v1/problems", a.protected(a.problems))
+	mux.Handle("POST /v1/deployed", a.protected(a.deployed))
 	return mux
 }
 
@@ -191,4 +194,35 @@ func limitOf(s string) (int, error) {
 		return 0, fmt.Errorf("limit is not a number from 1 to %d: %w", maxLimit, errBadRequest)
 	}
 	return n, nil
+}
+
+// maxDeployedBytes bounds a list of what runs: about 100,000 images.
+const maxDeployedBytes = 32 << 20
+
+func (a *api) deployed(w http.ResponseWriter, r *http.Request) error {
+	var body struct {
+		Origin string   `json:"origin"`
+		Images []string `json:"images"`
+	}
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxDeployedBytes))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&body); err != nil {
+		return fmt.Errorf("body: %w: %w", err, errBadRequest)
+	}
+	if body.Origin == "" || len(body.Origin) > 200 {
+		return fmt.Errorf("origin is empty or longer than 200 bytes: %w", errBadRequest)
+	}
+	images := make([]contracts.Image, len(body.Images))
+	for i, name := range body.Images {
+		im, err := contracts.ParseImage(name)
+		if err != nil {
+			return fmt.Errorf("images[%d]: %w: %w", i, err, errBadRequest)
+		}
+		images[i] = im
+	}
+	if err := a.s.Deployed(r.Context(), body.Origin, images, time.Now().UTC()); err != nil {
+		return err
+	}
+	a.answer(w, r, http.StatusOK, map[string]int{"images": len(images)})
+	return nil
 }

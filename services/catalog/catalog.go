@@ -57,6 +57,9 @@ type Config struct {
 	KeepBlobs    time.Duration `yaml:"keepBlobs"`
 	KeepOutputs  time.Duration `yaml:"keepOutputs"`
 	KeepTimeline time.Duration `yaml:"keepTimeline"`
+	// KeepSnapshots is of how many advisory snapshots it is remembered what they
+	// changed. What was matched before them all is matched again in any case.
+	KeepSnapshots int `yaml:"keepSnapshots"`
 }
 
 // DefaultConfig returns what an absent section means.
@@ -66,6 +69,7 @@ func DefaultConfig() Config {
 		Deadlines: []time.Duration{15 * time.Minute, time.Hour, 6 * time.Hour},
 		Tick:      10 * time.Second,
 		KeepBlobs: 30 * day, KeepOutputs: 30 * day, KeepTimeline: 90 * day,
+		KeepSnapshots: 30,
 	}
 }
 
@@ -76,6 +80,9 @@ func (c Config) Validate() error {
 	}
 	if len(c.Deadlines) == 0 {
 		return errors.New("deadlines is empty: images that are stuck would never reach an end")
+	}
+	if c.KeepSnapshots < 1 {
+		return fmt.Errorf("keepSnapshots is %d, want at least 1", c.KeepSnapshots)
 	}
 	for _, d := range append([]time.Duration{c.Tick, c.KeepBlobs, c.KeepOutputs, c.KeepTimeline}, c.Deadlines...) {
 		if d <= 0 {
@@ -99,6 +106,8 @@ type Service struct {
 
 	sending   sync.Mutex // one sender at a time, so that events leave in order
 	summaries summaryCache
+	drawing   sync.Mutex    // one at a time draws the consequences of snapshots
+	wake      chan struct{} // that there are some to draw
 }
 
 // New migrates the catalog's tables and returns the service. It sends what it
@@ -107,7 +116,7 @@ func New(ctx context.Context, cfg Config, db *store.DB, bus Publisher, log *slog
 	if err := db.Migrate(ctx, Name, migrations); err != nil {
 		return nil, fmt.Errorf("migrate %s: %w", Name, err)
 	}
-	return &Service{cfg: cfg, db: db, bus: bus, log: log, summaries: summaryCache{items: map[string]summary{}}}, nil
+	return &Service{cfg: cfg, db: db, bus: bus, log: log, summaries: summaryCache{items: map[string]summary{}}, wake: make(chan struct{}, 1)}, nil
 }
 
 // Consumes lists the events that Handle understands.
@@ -117,6 +126,7 @@ func Consumes() []string {
 		contracts.ImageUnsupportedV1, contracts.ImageGoneV1, contracts.ImageFailedV1,
 		contracts.LayerAnalyzedV1, contracts.LayerFailedV1,
 		contracts.ImageAssembledV1, contracts.ImageMatchedV1, contracts.ImageAttestedV1,
+		contracts.AdvisoriesChangedV1,
 	}
 }
 
@@ -138,7 +148,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	if err != nil {
 		return err
 	}
-	produces := []string{contracts.FindingOpenedV1, contracts.FindingChangedV1, contracts.FindingClosedV1}
+	produces := []string{contracts.FindingOpenedV1, contracts.FindingChangedV1, contracts.FindingClosedV1, contracts.ImageRematchV1}
 	if err := b.EnsureTopics(ctx, append(produces, Consumes()...)...); err != nil {
 		return fmt.Errorf("create topics of %s: %w", Name, err)
 	}
@@ -165,7 +175,7 @@ func (s *Service) token() (string, error) {
 	return run.Secret(Name+" API", s.cfg.TokenFile, s.cfg.TokenEnv, os.LookupEnv)
 }
 
-// watch looks at deadlines at every tick and cleans up once a day, until ctx
+// watch looks at deadlines and at what is to be matched again at every tick, and cleans up once a day, until ctx
 // ends. Outages are logged and overcome at a later tick.
 func (s *Service) watch(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.Tick)
@@ -175,6 +185,9 @@ func (s *Service) watch(ctx context.Context) error {
 		now := time.Now().UTC()
 		if err := s.CheckDeadlines(ctx, now); err != nil && ctx.Err() == nil {
 			s.log.WarnContext(ctx, "deadlines could not be checked, trying again", "error", err)
+		}
+		if err := s.Rematch(ctx, now); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "images could not be asked for again, trying again", "error", err)
 		}
 		if now.Sub(cleaned) >= 24*time.Hour {
 			err := s.CleanUp(ctx, now)
@@ -188,7 +201,16 @@ func (s *Service) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-s.wake:
 		}
+	}
+}
+
+// nudge lets watch look before its next tick.
+func (s *Service) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // it will
 	}
 }
 

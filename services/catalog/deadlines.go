@@ -253,11 +253,13 @@ func (s *Service) CleanUp(ctx context.Context, now time.Time) error {
 		return fmt.Errorf("prune outbox: %w", err)
 	}
 	err = s.db.Tx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `DELETE FROM catalog_timeline WHERE time < $1`, now.Add(-s.cfg.KeepTimeline).UnixNano())
-		return err
+		if _, err := tx.ExecContext(ctx, `DELETE FROM catalog_timeline WHERE time < $1`, now.Add(-s.cfg.KeepTimeline).UnixNano()); err != nil {
+			return err
+		}
+		return forgetInventories(ctx, tx)
 	})
 	if err != nil {
-		return fmt.Errorf("prune timeline: %w", err)
+		return fmt.Errorf("prune timeline and index: %w", err)
 	}
 	s.log.InfoContext(ctx, "cleaned up", "blobs_kept", len(blobs), "blobs_expired", expired, "outputs_forgotten", pruned)
 	return nil
@@ -267,7 +269,8 @@ func (s *Service) CleanUp(ctx context.Context, now time.Time) error {
 // no tag points at now may be asked for, by digest.
 func (s *Service) referred(ctx context.Context) ([]string, error) {
 	rows, err := s.db.QueryContext(ctx, `SELECT inventory FROM catalog_images WHERE state <> 'gone' AND inventory <> ''
-		UNION SELECT report FROM catalog_images WHERE state <> 'gone' AND report <> ''`)
+		UNION SELECT report FROM catalog_images WHERE state <> 'gone' AND report <> ''
+		UNION SELECT delta FROM catalog_snapshots WHERE delta <> ''`)
 	if err != nil {
 		return nil, err
 	}

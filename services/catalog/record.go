@@ -43,6 +43,9 @@ type fact struct {
 	entry   entry
 	apply   func(ctx context.Context, b *batch) error // nil: only the timeline
 	verdict *contracts.ImageAttested                  // whose report must be read first
+	// inventory is the digest of an inventory that is to be indexed; empty: none.
+	inventory string
+	snapshot  bool // whether it is about a new advisory snapshot
 }
 
 // entry is one row of the timeline.
@@ -56,6 +59,7 @@ type batch struct {
 	s       *Service
 	tx      *sql.Tx
 	reports map[string]summary   // read before the transaction
+	indexes map[string]indexed   // the same, of inventories that are not indexed yet
 	dirty   map[string]dirtying  // owners whose problems may have changed
 	stmts   map[string]*sql.Stmt // prepared in this transaction, which ends them
 }
@@ -102,8 +106,12 @@ func (s *Service) Batch(ctx context.Context, in []event.Event) ([]event.Event, e
 	if err != nil {
 		return nil, outage(fmt.Errorf("read reports: %w", err))
 	}
+	indexes, err := s.readInventories(ctx, facts)
+	if err != nil {
+		return nil, outage(fmt.Errorf("read inventories: %w", err))
+	}
 	err = s.db.Tx(ctx, func(tx *sql.Tx) error {
-		b := &batch{s: s, tx: tx, reports: reports, dirty: map[string]dirtying{}, stmts: map[string]*sql.Stmt{}}
+		b := &batch{s: s, tx: tx, reports: reports, indexes: indexes, dirty: map[string]dirtying{}, stmts: map[string]*sql.Stmt{}}
 		for _, f := range facts {
 			if err := b.record(ctx, f); err != nil {
 				return fmt.Errorf("record %s %s: %w", f.ev.Type(), f.ev.Subject(), err)
@@ -118,6 +126,9 @@ func (s *Service) Batch(ctx context.Context, in []event.Event) ([]event.Event, e
 	})
 	if err != nil {
 		return nil, outage(err)
+	}
+	if slices.ContainsFunc(facts, func(f fact) bool { return f.snapshot || f.verdict != nil }) {
+		s.nudge()
 	}
 	return nil, s.send(ctx)
 }
@@ -278,6 +289,8 @@ func understand(ev event.Event) (fact, error) {
 		err = decoded(ev, &f, matched)
 	case contracts.ImageAttestedV1:
 		err = decoded(ev, &f, attested)
+	case contracts.AdvisoriesChangedV1:
+		err = decoded(ev, &f, advisoriesChanged)
 	default:
 		err = bus.Permanent(fmt.Errorf("%s is not for %s", ev.Type(), Name))
 	}
@@ -448,7 +461,11 @@ func assembled(f *fact, d contracts.ImageAssembled) {
 	f.entry = ofImage(contracts.StepAssembled, d.Image, d.Tag)
 	f.entry.message = fmt.Sprintf("%d packages", d.Packages)
 	f.entry.details = map[string]any{"packages": d.Packages, "gaps": d.Gaps, "inventory": d.Inventory.Digest}
+	f.inventory = d.Inventory.Digest
 	f.apply = func(ctx context.Context, b *batch) error {
+		if err := b.index(ctx, d.Inventory.Digest); err != nil {
+			return err
+		}
 		_, _, err := b.update(ctx, d.Image, f.at, func(i *image) {
 			at := f.at.UnixNano()
 			if at > i.assembled || (at == i.assembled && d.Inventory.Digest > i.inventory) {
@@ -463,7 +480,11 @@ func matched(f *fact, d contracts.ImageMatched) {
 	f.entry = ofImage(contracts.StepMatched, d.Image, d.Tag)
 	f.entry.message = fmt.Sprintf("%s: %d findings", d.Verdict, d.Counts.Total())
 	f.entry.details = map[string]any{"verdict": d.Verdict, "counts": d.Counts, "sequence": d.Snapshot.Sequence, "report": d.Report.Digest}
+	f.inventory = d.Inventory.Digest
 	f.apply = func(ctx context.Context, b *batch) error {
+		if err := b.index(ctx, d.Inventory.Digest); err != nil {
+			return err
+		}
 		_, _, err := b.update(ctx, d.Image, f.at, func(i *image) { i.matched = max(i.matched, f.at.UnixNano()) })
 		return err
 	}
@@ -505,6 +526,9 @@ func (b *batch) verdict(ctx context.Context, f fact, d contracts.ImageAttested) 
 		i.source, i.kind = cmp.Or(i.source, d.Source), cmp.Or(i.kind, d.Kind)
 	})
 	if err != nil || !newer {
+		return err
+	}
+	if err := b.standing(ctx, d, signed); err != nil {
 		return err
 	}
 	encoded, err := json.Marshal(sum)
