@@ -217,6 +217,25 @@ func (c *Client) Detach(ctx context.Context, registry, repository string, subjec
 	return h.unlist(ctx, at, referrer.Digest)
 }
 
+// Delete deletes a manifest by its digest, and with it the tags that point at
+// it. What is gone already is no error.
+func (c *Client) Delete(ctx context.Context, r Ref) error {
+	h, err := c.writable(r)
+	if err != nil {
+		return err
+	}
+	if r.Digest == "" {
+		return fmt.Errorf("delete %s: a digest is needed: %w", r, ErrInvalidName)
+	}
+	err = h.do(ctx, "delete "+r.String(), &op{}, smallTimeout, tries, func(ctx context.Context, rc *regclient.RegClient) error {
+		return rc.ManifestDelete(ctx, h.ref(r))
+	})
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
 // fallbackTag is the tag of the list of referrers where there is no API
 // (distribution-spec, "Referrers Tag Schema").
 func fallbackTag(subject string) string { return strings.Replace(subject, ":", "-", 1) }
