@@ -2,8 +2,15 @@ package gatekeeper
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
+
+// maxFlights bounds how much work of one kind runs at once.
+const maxFlights = 512
+
+// errBusy is returned when maxFlights run already.
+var errBusy = errors.New("too much is asked of registries already")
 
 // flights run one piece of work a key at a time: whoever asks while it runs
 // waits for the same result. The work goes on when all have stopped waiting, so
@@ -26,10 +33,16 @@ func newFlights[T any](ctx context.Context) *flights[T] {
 	return &flights[T]{ctx: ctx, running: map[string]*flight[T]{}}
 }
 
-// do returns the result of work, or ctx's error when that ends first.
+// do returns the result of work, or ctx's error when that ends first. Nothing
+// is begun when it has ended already, nor when too much runs: errBusy.
 func (f *flights[T]) do(ctx context.Context, key string, work func(ctx context.Context) (T, error)) (T, error) {
+	var none T
 	f.mu.Lock()
 	w, ok := f.running[key]
+	if !ok && (ctx.Err() != nil || len(f.running) >= maxFlights) {
+		f.mu.Unlock()
+		return none, errors.Join(ctx.Err(), errBusy)
+	}
 	if !ok {
 		w = &flight[T]{done: make(chan struct{})}
 		f.running[key] = w
@@ -46,7 +59,6 @@ func (f *flights[T]) do(ctx context.Context, key string, work func(ctx context.C
 	case <-w.done:
 		return w.value, w.err
 	case <-ctx.Done():
-		var none T
 		return none, ctx.Err()
 	}
 }

@@ -651,6 +651,22 @@ func TestModes(t *testing.T) {
 	}
 }
 
+// However many images a workload names, the answer stays readable.
+func TestManyImages(t *testing.T) {
+	w := newWorld(t, nil)
+	var images []string
+	for i := range 500 {
+		images = append(images, fmt.Sprintf("nowhere.example/app%d:v1", i))
+	}
+	answer := w.ask(pod(images...))
+	if n := strings.Count(answer.Status.Message, "\n"); answer.Allowed || n != maxListed || !strings.HasSuffix(answer.Status.Message, "and 450 more") {
+		t.Errorf("%d lines", n)
+	}
+	if d := w.decided(); d.ImageCount != 500 || len(d.Images) != maxListed {
+		t.Errorf("%d images, %d listed", d.ImageCount, len(d.Images))
+	}
+}
+
 func TestAcceptPass(t *testing.T) {
 	w := newWorld(t, func(c *Config) { c.Accept = contracts.VerdictPass })
 	image := w.image("shop/cart")

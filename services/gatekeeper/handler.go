@@ -26,7 +26,7 @@ const (
 	// bounds how many are sent (it drops what is over 4096 bytes in all).
 	maxWarning  = 256
 	maxWarnings = 15
-	// maxListed bounds the images that an event lists.
+	// maxListed bounds the images that an event or a denial lists.
 	maxListed = 50
 	// submitAgain is how long the same image is not submitted again.
 	submitAgain = 10 * time.Minute
@@ -133,27 +133,36 @@ func (g *Gatekeeper) answer(req *request, findings []finding, exempt bool) (*res
 	case len(denied) > 0 && g.cfg.Mode == ModeEnforce:
 		decision = contracts.DecisionDeny
 		out.Allowed = false
-		out.Status = &status{Code: http.StatusForbidden, Reason: "Forbidden", Message: strings.Join(denied, "\n")}
+		out.Status = &status{Code: http.StatusForbidden, Reason: "Forbidden", Message: lines(denied)}
 	case g.cfg.Mode == ModeAudit:
 	case len(denied)+len(warned) > 0:
 		decision = contracts.DecisionWarn
 	}
 	if decision != contracts.DecisionAdmit {
-		lines := warned
+		told := warned
 		if out.Allowed {
-			lines = slices.Concat(denied, warned)
+			told = slices.Concat(denied, warned)
 		}
-		for _, line := range lines[:min(len(lines), maxWarnings)] {
+		for _, line := range told[:min(len(told), maxWarnings)] {
 			out.Warnings = append(out.Warnings, shorten("tidewaiter: "+line, maxWarning))
 		}
 	}
 	would := contracts.DecisionAdmit
 	if len(denied) > 0 {
 		would = contracts.DecisionDeny
-		out.AuditAnnotations["denied"] = shorten(strings.Join(denied, "\n"), maxMessage*4)
+		out.AuditAnnotations["denied"] = shorten(lines(denied), maxMessage*4)
 	}
 	out.AuditAnnotations["decision"] = would
 	return out, decision
+}
+
+// lines joins what is said about images, one a line, at most maxListed.
+func lines(all []string) string {
+	text := strings.Join(all[:min(len(all), maxListed)], "\n")
+	if more := len(all) - maxListed; more > 0 {
+		text += fmt.Sprintf("\nand %d more", more)
+	}
+	return text
 }
 
 // line says in one line which image, where, why, and what to do.

@@ -136,11 +136,21 @@ func TestFlights(t *testing.T) {
 		return 7, errors.New("so it is")
 	}
 	impatient, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	group.Go(func() { // its work goes on
+		if _, err := f.do(impatient, "k", work); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
+	for deadline := time.Now().Add(10 * time.Second); runs.Load() == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing runs")
+		}
+	}
 	cancel()
-	if _, err := f.do(impatient, "k", work); !errors.Is(err, context.Canceled) { // its work goes on
+	if _, err := f.do(impatient, "never", work); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	var group sync.WaitGroup
 	for range 50 {
 		group.Go(func() {
 			if v, err := f.do(context.Background(), "k", work); v != 7 || err == nil {
@@ -151,7 +161,7 @@ func TestFlights(t *testing.T) {
 	if v, err := f.do(t.Context(), "other", func(context.Context) (int, error) { return 1, nil }); v != 1 || err != nil {
 		t.Errorf("got %d, %v", v, err)
 	}
-	if n := runs.Load(); n > 1 {
+	if n := runs.Load(); n != 1 {
 		t.Errorf("%d ran at once", n)
 	}
 	close(open)
@@ -160,6 +170,24 @@ func TestFlights(t *testing.T) {
 	if len(f.running) != 0 {
 		t.Errorf("%d still run", len(f.running))
 	}
+
+	// What is over the bound is told so at once.
+	open = make(chan struct{})
+	before := runs.Load() // those who came after the end ran it again
+	for i := range maxFlights {
+		group.Go(func() { _, _ = f.do(context.Background(), fmt.Sprint(i), work) }) // as above
+	}
+	for deadline := time.Now().Add(10 * time.Second); runs.Load() != before+maxFlights; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d run", runs.Load()-before)
+		}
+	}
+	if _, err := f.do(t.Context(), "one more", work); !errors.Is(err, errBusy) {
+		t.Errorf("got %v", err)
+	}
+	close(open)
+	group.Wait()
+	f.wait()
 }
 
 func write(t testing.TB, path string, content []byte) {
