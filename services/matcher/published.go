@@ -94,19 +94,16 @@ func (h *holder) fetch(ctx context.Context, sequence int64, location string) (ch
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	found, err := artefact.Look(ctx, p.puller, p.from, location, p.keys)
+	var named error // why the named one cannot be had
 	if err != nil && location != "" {
-		var errLatest error
-		if found, errLatest = artefact.Look(ctx, p.puller, p.from, "", p.keys); errLatest == nil {
-			err = nil
-		} else {
-			err = errors.Join(err, errLatest)
-		}
+		named = err
+		found, err = artefact.Look(ctx, p.puller, p.from, "", p.keys)
 	}
 	if err != nil {
-		return false, h.missing(err)
+		return false, h.missing(errors.Join(named, err))
 	}
 	if h.has(found.Snapshot.Sequence) {
-		return false, nil
+		return false, named
 	}
 	file, err := artefact.Fetch(ctx, p.puller, p.from, found, p.dir)
 	if err != nil {
