@@ -97,7 +97,11 @@ func testConsumer(t *testing.T, python string, cfg bus.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer func() {
+		if err := b.Close(); err != nil {
+			t.Errorf("close the bus: %v", err)
+		}
+	}()
 	if err := b.EnsureTopics(ctx, contracts.FindingOpenedV1); err != nil {
 		t.Fatal(err)
 	}

@@ -130,8 +130,8 @@ func (c Config) Validate() error {
 	if c.Label == "" || strings.Contains(c.Label, ",") {
 		say("label is empty or has a comma")
 	}
-	if c.Timeout < time.Second || c.Settle < 0 {
-		say("timeout is %s, settle %s; at least 1s and 0s are needed", c.Timeout, c.Settle)
+	if c.Timeout < time.Second || c.Settle < c.Timeout {
+		say("timeout is %s, settle %s; a timeout of at least 1s is needed, and to settle takes no less", c.Timeout, c.Settle)
 	}
 	return errors.Join(problems...)
 }

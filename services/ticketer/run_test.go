@@ -126,7 +126,9 @@ func TestConfig(t *testing.T) {
 		}
 		c.Rules = []ticketer.Rule{
 			{Tracker: "none", Repositories: []string{"a/b"}},
-			{Tracker: "gh", Project: "a/b", MinSeverity: "high"}, {Tracker: "gl", Project: "g/sub/p"}, {Tracker: "hook"},
+			{Tracker: "gh", Project: "a/b", MinSeverity: "high"},
+			{Tracker: "gl", Project: "g/sub/p"},
+			{Tracker: "hook"},
 		}
 		return c
 	}
@@ -147,7 +149,8 @@ func TestConfig(t *testing.T) {
 		"minSeverity":       func(c *ticketer.Config) { c.Rules[1].MinSeverity = "bad" },
 		"has a comma":       func(c *ticketer.Config) { c.Rules[1].Labels = []string{"a,b"} },
 		"label is empty":    func(c *ticketer.Config) { c.Label = "" },
-		"timeout":           func(c *ticketer.Config) { c.Timeout = 0 },
+		"at least 1s":       func(c *ticketer.Config) { c.Timeout = 0 },
+		"to settle takes":   func(c *ticketer.Config) { c.Settle = time.Second },
 	} {
 		c := good()
 		spoil(&c)
@@ -205,7 +208,11 @@ ticketer:
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer func() {
+		if err := b.Close(); err != nil {
+			t.Errorf("close the bus: %v", err)
+		}
+	}()
 	if err := b.EnsureTopics(ctx, contracts.FindingOpenedV1); err != nil {
 		t.Fatal(err)
 	}

@@ -429,18 +429,20 @@ func (s *Service) deleted(ctx context.Context, p contracts.Problem, r *record) e
 }
 
 // Recheck looks at tickets whose creation was uncertain, some time later, and
-// closes doubles. It returns how many it looked at.
+// closes doubles. It returns how many it looked at; those that it could not
+// look at come again later.
 func (s *Service) Recheck(ctx context.Context) (int, error) {
 	keys, err := s.due(ctx, recheckBatch)
 	if err != nil {
 		return 0, dbError(err)
 	}
-	for i, key := range keys {
+	var problems []error
+	for _, key := range keys {
 		if err := s.recheck(ctx, key); err != nil {
-			return i, fmt.Errorf("look for doubles of problem %s: %w", key, err)
+			problems = append(problems, fmt.Errorf("look for doubles of problem %s: %w", key, err))
 		}
 	}
-	return len(keys), nil
+	return len(keys), errors.Join(problems...)
 }
 
 func (s *Service) recheck(ctx context.Context, key string) error {
@@ -449,20 +451,18 @@ func (s *Service) recheck(ctx context.Context, key string) error {
 	if err != nil {
 		return dbError(err)
 	}
+	r.RecheckAt = time.Time{}
 	if t := s.Trackers[r.Tracker]; t != nil && r.State != stateCreating {
-		if err := s.wait(s.pause(r.Tracker), errBlocked); err != nil {
-			return err
+		err = s.wait(s.pause(r.Tracker), errBlocked)
+		if err == nil {
+			err = s.closeOthers(ctx, t, r)
 		}
-		if err := s.closeOthers(ctx, t, r); err != nil {
-			if !refused(err) || errors.Is(err, tracker.ErrThrottled) {
-				return s.trouble(ctx, r.Tracker, err)
-			}
-			// Trying again would not help; the tracker's other tickets must not wait for it.
-			s.Log.WarnContext(ctx, "doubles could not be looked for", slog.String("problem", key), slog.Any("error", err))
+		// What is refused for good would be refused again.
+		if err != nil && (!refused(err) || errors.Is(err, tracker.ErrThrottled)) {
+			r.RecheckAt = s.Now().Add(recheckAfter)
 		}
 	}
-	r.RecheckAt = time.Time{}
-	return s.put(ctx, r)
+	return errors.Join(err, s.put(ctx, r))
 }
 
 // closeOthers closes what the claim of r made beside its ticket.
@@ -505,7 +505,7 @@ func (s *Service) pause(name string) time.Time {
 // refused says whether a tracker's error means that nothing was done.
 func refused(err error) bool {
 	var e *tracker.Error
-	return errors.As(err, &e) && e.Kind != tracker.ErrUnavailable
+	return errors.As(err, &e) && !errors.Is(e.Kind, tracker.ErrUnavailable)
 }
 
 // trouble says what a tracker's error means for the event in hand: a pause and
@@ -516,12 +516,12 @@ func (s *Service) trouble(ctx context.Context, name string, err error) error {
 	switch {
 	case ctx.Err() != nil, !errors.As(err, &e):
 		return err
-	case e.Kind == tracker.ErrThrottled:
+	case errors.Is(e.Kind, tracker.ErrThrottled):
 		s.mu.Lock()
 		s.blocked[name] = e.RetryAt
 		s.mu.Unlock()
 		return bus.Later(err, e.RetryAt)
-	case e.Kind == tracker.ErrUnavailable:
+	case errors.Is(e.Kind, tracker.ErrUnavailable):
 		wait := max(minBackoff, s.cfg.Settle) << min(max(bus.Attempt(ctx)-1, 0), 10)
 		if wait <= 0 || wait > maxBackoff {
 			wait = maxBackoff

@@ -603,6 +603,52 @@ func TestRotation(t *testing.T) {
 	w.one()
 }
 
+// Two instances that meet at the same problem make one ticket.
+func TestTwoInstances(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		trackers, _, err := w.cfg.Connect(func(name string) (string, bool) { return w.env[name], true }, w.clock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var group sync.WaitGroup
+		for range 2 {
+			s := ticketer.New(w.cfg, ticketer.Deps{DB: w.db, Trackers: trackers, Log: slog.New(slog.DiscardHandler), Now: w.clock})
+			group.Go(func() {
+				_, err := s.Handle(t.Context(), ev(t, problem(1)))
+				if outcome, _ := bus.Classify(err); outcome == bus.OutcomePermanent || outcome == bus.OutcomeUnavailable {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		group.Wait()
+		w.handle(problem(1))
+		w.one()
+	})
+}
+
+// A tracker that cannot be asked does not keep the others from being looked at.
+func TestRecheckInTrouble(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		w.kill[1] = true
+		w.handle(problem(1)) // killed after the creation: uncertain
+		w.advance(11 * time.Minute)
+		w.server.SetFaults(func(*http.Request) trackertest.Fault { return trackertest.Fault{Status: 503} })
+		if n, err := w.s.Recheck(t.Context()); n != 1 || err == nil {
+			t.Errorf("looked at %d, %v", n, err)
+		}
+		if n, err := w.s.Recheck(t.Context()); n != 0 || err != nil {
+			t.Errorf("looked at %d again, %v", n, err)
+		}
+		w.advance(11 * time.Minute)
+		w.server.SetFaults(nil)
+		for want := range 2 {
+			if n, err := w.s.Recheck(t.Context()); n != 1-want || err != nil {
+				t.Errorf("looked at %d, %v", n, err)
+			}
+		}
+	})
+}
+
 // Recovery finds a ticket on any page, and takes no copy for it.
 func TestRecoveryAmongOthers(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {
@@ -765,7 +811,13 @@ func TestAnyOrderAnyFault(t *testing.T) {
 			w.kill[2*w.calls+k] = true
 		}
 		faults := rapid.SliceOfN(rapid.SampledFrom([]trackertest.Fault{
-			{}, {}, {}, {Lost: true}, {Late: true}, {Status: 502}, {Status: 429, Header: map[string]string{"Retry-After": "5"}},
+			{},
+			{},
+			{},
+			{Lost: true},
+			{Late: true},
+			{Status: 502},
+			{Status: 429, Header: map[string]string{"Retry-After": "5"}},
 			{Status: 403, Body: `{"message":"secondary rate limit"}`},
 		}), 0, 20).Draw(rt, "faults")
 		late := 0
@@ -790,7 +842,7 @@ func TestAnyOrderAnyFault(t *testing.T) {
 		w.server.SetFaults(nil)
 		w.advance(11 * time.Minute)
 		for w.recheck() != nil {
-			w.advance(time.Minute)
+			w.advance(11 * time.Minute)
 		}
 		issues := w.server.Issues()
 		var open []trackertest.Issue
