@@ -23,6 +23,12 @@ func Run(ctx context.Context, env *run.Env) error {
 	if err := env.Section(&cfg); err != nil {
 		return fmt.Errorf("configuration of %s: %w", Name, err)
 	}
+	if len(cfg.Rules) == 0 {
+		// Nothing is read, so that the first rules find every problem there is.
+		env.Log.InfoContext(ctx, "no rules, so there are no tickets")
+		<-ctx.Done()
+		return nil
+	}
 	trackers, webhooks, err := cfg.Connect(os.LookupEnv, nil)
 	if err != nil {
 		return err

@@ -164,6 +164,23 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// Without rules nothing is opened: neither Kafka nor a database is there.
+func TestRunWithoutRules(t *testing.T) {
+	cfg, err := run.Parse("", nil, func(string) (string, bool) { return "", false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	env := cfg.Env(ticketer.Name, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), run.NewHealth())
+	if err := ticketer.Run(ctx, env); err != nil {
+		t.Error(err)
+	}
+	if err := env.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRunOnKafka runs the service on the embedded servers: finding events
 // become a ticket, which is closed in the end.
 func TestRunOnKafka(t *testing.T) {
