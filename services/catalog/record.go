@@ -472,7 +472,10 @@ func assembled(f *fact, d contracts.ImageAssembled) {
 				i.assembled, i.inventory = at, d.Inventory.Digest
 			}
 		})
-		return err
+		if err != nil {
+			return err
+		}
+		return b.overtaken(ctx, d.Image)
 	}
 }
 

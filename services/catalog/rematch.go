@@ -70,6 +70,18 @@ func (b *batch) standing(ctx context.Context, d contracts.ImageAttested, signed 
 	return nil
 }
 
+// overtaken marks a verdict that was known before the inventory it is about, if
+// a snapshot was published in between: it could not be found then.
+func (b *batch) overtaken(ctx context.Context, im contracts.Image) error {
+	_, err := b.exec(ctx, `UPDATE catalog_images SET late = 1 WHERE registry = $1 AND repository = $2 AND digest = $3
+		AND attested_at > 0 AND sequence < COALESCE((SELECT MAX(sequence) FROM catalog_snapshots), $4)`,
+		im.Registry, im.Repository, im.Digest, int64(-1))
+	if err != nil {
+		return fmt.Errorf("mark verdict as late: %w", err)
+	}
+	return nil
+}
+
 // Rematch asks for new verdicts on all images that need one: those that a newly
 // published snapshot touches, those whose verdict rests on an older one and came
 // after it, and those whose statement nears its end. What runs goes first and in
@@ -94,7 +106,10 @@ func (s *Service) Rematch(ctx context.Context, now time.Time) error {
 	if err := s.refresh(ctx, snapshots, now); err != nil {
 		return fmt.Errorf("refresh statements: %w", err)
 	}
-	return s.forgetSnapshots(ctx, snapshots)
+	if err := s.forgetSnapshots(ctx, snapshots); err != nil {
+		return err
+	}
+	return s.send(ctx) // what an outage kept back
 }
 
 // snapshots returns the known snapshots, oldest first, and those of them whose
