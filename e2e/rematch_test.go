@@ -6,20 +6,28 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/libs/store"
 	"github.com/tidewaiter/tidewaiter/services/advisor"
 	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/advisor/compile"
+	"github.com/tidewaiter/tidewaiter/services/advisor/snapshot"
+	"github.com/tidewaiter/tidewaiter/services/matcher/match"
+	"github.com/tidewaiter/tidewaiter/services/matcher/policy"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/sample"
 )
@@ -126,9 +134,12 @@ func startAdvised(t *testing.T, from ...string) *advised {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := filepath.Join(dir, "first.db")
-	if _, err := compile.Build(t.Context(), compile.Options{From: from, Out: first}); err != nil {
-		t.Fatal(err)
+	first := from[0] // a snapshot, or what one is compiled from
+	if !strings.HasSuffix(first, ".db") {
+		first = filepath.Join(dir, "first.db")
+		if _, err := compile.Build(t.Context(), compile.Options{From: from, Out: first}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s := start(t, allinone.Options{Config: config, RegistryListen: host, Advisories: first})
 	a := &advised{system: s, dir: dir}
@@ -139,7 +150,7 @@ func startAdvised(t *testing.T, from ...string) *advised {
 // advisor runs the advisor until the test ends, unless the pipeline has its own.
 func (a *advised) advisor() {
 	a.t.Helper()
-	if slices.ContainsFunc(allinone.Services(), func(s run.Named) bool { return s.Name == advisor.Name }) {
+	if slices.ContainsFunc(append(allinone.Services(), allinone.Optional()...), func(s run.Named) bool { return s.Name == advisor.Name }) {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(a.t.Context()))
@@ -328,5 +339,336 @@ func TestNewAdvisoriesTouchOnlyWhomTheyMust(t *testing.T) {
 	}
 	if ends != 1 {
 		t.Errorf("%d problems were closed, want that of the withdrawn advisory", ends)
+	}
+}
+
+// sharedAdvisories returns the folder of real advisories, which is beside the
+// repository where there is one.
+func sharedAdvisories(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs(filepath.Join("..", "..", "shared", "advisories"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); err != nil {
+		t.Skip("the real advisories are not here: ../shared/advisories")
+	}
+	return dir
+}
+
+// copyFiles copies files into a new folder.
+func copyFiles(t *testing.T, into string, files ...string) {
+	t.Helper()
+	if err := os.MkdirAll(into, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		content, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(into, filepath.Base(f)), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// twoDays compiles yesterday's and today's advisories.
+func twoDays(t *testing.T, shared string) (yesterday, today string) {
+	t.Helper()
+	dir := t.TempDir()
+	base := filepath.Join(dir, "base")
+	copyFiles(t, filepath.Join(base, "kev"), filepath.Join(shared, "kev", "known_exploited_vulnerabilities-yesterday.json.gz"))
+	copyFiles(t, filepath.Join(base, "epss"), filepath.Join(shared, "epss", "epss_scores-kev-yesterday.csv.gz"))
+	copyFiles(t, filepath.Join(base, "eol"), filepath.Join(shared, "eol", "endoflife.zip"))
+	if err := os.Symlink(filepath.Join(shared, "osv"), filepath.Join(base, "osv")); err != nil {
+		t.Fatal(err)
+	}
+	updates := filepath.Join(dir, "updates")
+	copyFiles(t, filepath.Join(updates, "kev"), filepath.Join(shared, "kev", "known_exploited_vulnerabilities.json.gz"))
+	copyFiles(t, filepath.Join(updates, "epss"), filepath.Join(shared, "epss", "epss_scores-kev-2026-08-22.csv.gz"))
+	found, err := filepath.Glob(filepath.Join(shared, "updates", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copyFiles(t, updates, found...)
+	yesterday, today = filepath.Join(dir, "yesterday.db"), filepath.Join(dir, "today.db")
+	for out, from := range map[string][]string{yesterday: {base}, today: {base, updates}} {
+		if _, err := compile.Build(t.Context(), compile.Options{From: from, Out: out}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return yesterday, today
+}
+
+func openSnapshot(t *testing.T, file string) *snapshot.Snapshot {
+	t.Helper()
+	s, err := snapshot.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// changedIDs returns every advisory id that the updates' lists of changes name.
+func changedIDs(t *testing.T, shared string) map[string]bool {
+	t.Helper()
+	lists, err := filepath.Glob(filepath.Join(shared, "updates", "*.changes.json"))
+	if err != nil || len(lists) == 0 {
+		t.Fatalf("%d lists of changes, %v", len(lists), err)
+	}
+	ids := map[string]bool{}
+	for _, file := range lists {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c struct {
+			Added, Modified, Removed []string
+			Withdrawn                []string `json:"withdrawn_now"`
+		}
+		if err := json.Unmarshal(content, &c); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range slices.Concat(c.Added, c.Modified, c.Removed, c.Withdrawn) {
+			ids[id] = true
+		}
+	}
+	return ids
+}
+
+// chosen is an image of the test: one package, whose advisories the updates change or not.
+type chosen struct {
+	ecosystem, name, version string
+	listed                   bool // whether a changed advisory names the package
+}
+
+// choose picks packages of every ecosystem: some of those whose results differ
+// between the two days, and some that no list of changes and no exploited
+// vulnerability is about.
+func choose(t *testing.T, old, next *snapshot.Snapshot, ids map[string]bool, each int) []chosen {
+	t.Helper()
+	before, after := match.New(old, policy.Default()), match.New(next, policy.Default())
+	type group struct{ differ, same int }
+	groups := map[string]*group{}
+	var all []chosen
+	look := func(base, name string, e snapshot.Entry, other *snapshot.Snapshot) {
+		g := groups[base]
+		if g == nil {
+			g = &group{}
+			groups[base] = g
+		}
+		if g.differ >= each && g.same >= each || e.Bounds() == 0 {
+			return
+		}
+		release, listed, exploited := e.Candidate(0).Release(), false, false
+		entries := []snapshot.Entry{e}
+		if o, ok := other.Lookup(base, name); ok {
+			entries = append(entries, o)
+		}
+		for _, e := range entries {
+			for i := range e.Candidates() {
+				r := e.Candidate(i).Record()
+				listed = listed || ids[r.ID]
+				for _, cve := range slices.Concat([]string{r.ID}, r.Aliases, r.Upstream) {
+					for _, s := range []*snapshot.Snapshot{old, next} {
+						_, scored := s.EPSS(cve)
+						exploited = exploited || scored || s.KEV(cve)
+					}
+				}
+			}
+		}
+		ecosystem := base
+		if release != "" {
+			ecosystem += ":" + release
+		}
+		p := contracts.Package{Ecosystem: ecosystem, Name: name, Version: e.Bound(0)}
+		if !listed && !exploited && g.same < each {
+			g.same++
+			all = append(all, chosen{ecosystem, name, p.Version, false})
+			return
+		}
+		if !listed || g.differ >= each {
+			return
+		}
+		for i := range e.Bounds() {
+			p.Version = e.Bound(i)
+			x, errX := json.Marshal(before.Package(&p).Findings())
+			y, errY := json.Marshal(after.Package(&p).Findings())
+			if errX != nil || errY != nil {
+				t.Fatal(errX, errY)
+			}
+			if !bytes.Equal(x, y) {
+				g.differ++
+				all = append(all, chosen{ecosystem, name, p.Version, true})
+				return
+			}
+		}
+	}
+	next.Each(func(base, name string, e snapshot.Entry) bool { look(base, name, e, old); return true })
+	old.Each(func(base, name string, e snapshot.Entry) bool { // what the updates removed altogether
+		if _, ok := next.Lookup(base, name); !ok {
+			look(base, name, e, next)
+		}
+		return true
+	})
+	return all
+}
+
+// assembledWith gives an image that is in the registry an inventory of our own,
+// as assembler would, so that packages of every ecosystem take part.
+func (a *advised) assembledWith(b *bus.Bus, db *store.DB, p sample.Pushed, c chosen) *contracts.Inventory {
+	a.t.Helper()
+	inv := &contracts.Inventory{
+		Digest: p.Ref.Digest, Kind: contracts.KindImage, MediaType: "application/vnd.oci.image.manifest.v1+json", Analyzer: "test",
+		Packages: []contracts.Package{{PURL: "pkg:generic/" + url.PathEscape(c.name) + "@" + url.PathEscape(c.version), Name: c.name, Version: c.version, Ecosystem: c.ecosystem}},
+	}
+	content, err := json.Marshal(inv)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	digest, err := db.PutBlob(a.t.Context(), content)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	im := contracts.Image{Registry: p.Ref.Registry, Repository: p.Ref.Repository, Digest: p.Ref.Digest}
+	ev, err := bus.NewEvent(contracts.ImageAssembledV1, im.String(), contracts.ImageAssembled{
+		Image: im, Source: allinone.Source, Tag: "1", Kind: inv.Kind, Inventory: contracts.Blob{Digest: digest, Size: int64(len(content))},
+		Analyzer: inv.Analyzer, Packages: 1,
+	})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	ev.SetID(contracts.JoinID(ev.Type(), ev.Subject(), digest))
+	ev.SetSource("/services/assembler")
+	ev.SetTime(time.Now())
+	bus.Key(&ev, im.Digest)
+	if err := b.Publish(a.t.Context(), ev); err != nil {
+		a.t.Fatal(err)
+	}
+	return inv
+}
+
+// Today's real advisories after yesterday's, of all ecosystems: exactly the
+// images change whose report a full match of every inventory finds different,
+// nothing is pulled for it, and nobody else hears of it.
+func TestTodayAfterYesterday(t *testing.T) {
+	shared := sharedAdvisories(t)
+	yesterday, today := twoDays(t, shared)
+	old, next := openSnapshot(t, yesterday), openSnapshot(t, today)
+	images := choose(t, old, next, changedIDs(t, shared), 2)
+	current := filepath.Join(t.TempDir(), "current.db")
+	content, err := os.ReadFile(yesterday)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaceFile(t, current, content)
+	a := startAdvised(t, current)
+	b, err := bus.New(a.BusConfig(), "e2e-assembler", slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close() }()
+	db, err := store.Open(t.Context(), a.Config.Database.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+
+	var pushed []sample.Pushed
+	for i := range images {
+		l, err := sample.NewLayer("COPY app", sample.File{Path: "app/own.bin", Body: sample.Noise(uint64(i), 64)}) //nolint:gosec // small
+		if err != nil {
+			t.Fatal(err)
+		}
+		pushed = append(pushed, a.push(fmt.Sprintf("fleet/app-%d", i), "1", sample.Image{Platform: sample.AMD64, Layers: []sample.Layer{l}}))
+	}
+	a.attested(pushed...)
+	first := a.changed(1)
+	a.quiet()
+	inventories := map[string]*contracts.Inventory{}
+	ecosystems := map[string]bool{}
+	for i, c := range images {
+		inventories[pushed[i].String()] = a.assembledWith(b, db, pushed[i], c)
+		base, _, _ := strings.Cut(c.ecosystem, ":")
+		ecosystems[base] = ecosystems[base] || c.listed
+	}
+	a.quiet()
+	before, requests := map[string][]string{}, len(a.log.named(contracts.LayerRequestedV1))
+	for subject := range inventories {
+		before[subject] = a.referrers(subject)
+	}
+	if content, err = os.ReadFile(today); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	replaceFile(t, current, content)
+	second := a.changed(2)
+	if second.Snapshot.Sequence <= first.Snapshot.Sequence {
+		t.Errorf("the sequence did not rise: %d after %d", second.Snapshot.Sequence, first.Snapshot.Sequence)
+	}
+
+	was, is := match.New(old, policy.Default()), match.New(next, policy.Default())
+	full := map[string][]byte{}
+	var differ []string
+	for subject, inv := range inventories {
+		x, errX := was.Match(t.Context(), inv, nil)
+		y, errY := is.Match(t.Context(), inv, nil)
+		if errX != nil || errY != nil {
+			t.Fatal(errX, errY)
+		}
+		xs, errX := json.Marshal(x)
+		ys, errY := json.Marshal(y)
+		if errX != nil || errY != nil {
+			t.Fatal(errX, errY)
+		}
+		full[subject] = ys
+		if !bytes.Equal(xs, ys) {
+			differ = append(differ, subject)
+		}
+	}
+	slices.Sort(differ)
+	a.attestedWith(second.Snapshot.Sequence, differ...)
+	t.Logf("%d of %d images of %d ecosystems have new statements %s after the file was replaced", len(differ), len(images), len(ecosystems), time.Since(start).Round(time.Millisecond))
+	a.quiet()
+
+	lanes := a.rematched(second.Snapshot.Sequence)
+	asked := slices.Concat(lanes[contracts.LaneFresh], lanes[contracts.LaneBulk])
+	slices.Sort(asked)
+	var listed []string
+	for i, c := range images {
+		if c.listed {
+			listed = append(listed, pushed[i].String())
+		}
+	}
+	slices.Sort(listed)
+	if !slices.Equal(differ, listed) || !slices.Equal(asked, listed) {
+		t.Errorf("listed as changed:\n%v\ndiffer in a full match:\n%v\nasked for:\n%v", listed, differ, asked)
+	}
+	if len(ecosystems) < 10 || len(listed) < 15 || len(listed) > len(images)-10 {
+		t.Errorf("%d images, %d of them changed, of %d ecosystems: too few to prove anything", len(images), len(listed), len(ecosystems))
+	}
+	if n := len(a.log.named(contracts.LayerRequestedV1)); n != requests {
+		t.Errorf("%d layers were asked for", n-requests)
+	}
+	for subject, old := range before {
+		sequence := first.Snapshot.Sequence
+		if slices.Contains(listed, subject) {
+			sequence = second.Snapshot.Sequence
+		} else if now := a.referrers(subject); !slices.Equal(now, old) {
+			t.Errorf("%s is not touched, its referrers were %v and are %v", subject, old, now)
+		}
+		v, err := a.verify(subject)
+		if err != nil || len(v.Statements) != 2 || v.Statements[0].Sequence != sequence || v.Statements[1].Sequence != sequence {
+			t.Errorf("%s: %+v, %v; want sequence %d", subject, v, err, sequence)
+		}
+		if got, err := json.Marshal(a.report(subject)); err != nil || !bytes.Equal(got, full[subject]) {
+			t.Errorf("%s: report\n%s\na full match gives\n%s", subject, got, full[subject])
+		}
 	}
 }

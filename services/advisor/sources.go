@@ -159,7 +159,11 @@ func (s *sources) local() []string {
 // describe writes names, sizes and times of the files that compiling reads.
 func describe(w io.Writer, from string) error {
 	const depth = 3 // osv/<Ecosystem>/all.zip
-	err := filepath.WalkDir(from, func(name string, d fs.DirEntry, err error) error {
+	from, err := filepath.EvalSymlinks(from)
+	if err != nil {
+		return fmt.Errorf("look at advisories: %w", err)
+	}
+	err = filepath.WalkDir(from, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}

@@ -334,10 +334,10 @@ func TestDeployedAPI(t *testing.T) {
 	}
 }
 
-// BenchmarkRematch: one advisory, 100,000 stored images with 50 packages each,
+// BenchmarkRematch: one advisory, 100,000 stored images with 20 packages each,
 // of which it touches a tenth: until every event is handed over.
 func BenchmarkRematch(b *testing.B) {
-	const images, packages, every = 100_000, 50, 10
+	const images, packages, every = 100_000, 20, 10
 	f := newFixture(b)
 	err := f.db.Tx(b.Context(), func(tx *sql.Tx) error {
 		x := &batch{s: f.s, tx: tx, stmts: map[string]*sql.Stmt{}}

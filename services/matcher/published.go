@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tidewaiter/tidewaiter/libs/registry"
 	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/advisor/snapshot"
 )
@@ -98,6 +99,9 @@ func (h *holder) fetch(ctx context.Context, sequence int64, location string) (ch
 	if err != nil && location != "" {
 		named = err
 		found, err = artefact.Look(ctx, p.puller, p.from, "", p.keys)
+	}
+	if errors.Is(err, registry.ErrNotFound) && sequence == 0 && h.ready() == nil {
+		return false, nil // nothing is published yet, and what there is suffices
 	}
 	if err != nil {
 		return false, h.missing(errors.Join(named, err))
