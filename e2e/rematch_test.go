@@ -3,7 +3,6 @@ package e2e
 import (
 	"archive/zip"
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -16,13 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/run"
 	"github.com/tidewaiter/tidewaiter/libs/store"
-	"github.com/tidewaiter/tidewaiter/services/advisor"
 	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/advisor/compile"
 	"github.com/tidewaiter/tidewaiter/services/advisor/snapshot"
@@ -89,10 +85,7 @@ func replaceFile(t *testing.T, name string, content []byte) {
 }
 
 // advised is a pipeline whose advisories come from an advisor.
-type advised struct {
-	*system
-	dir string // of the advisor's keys and work
-}
+type advised struct{ *system }
 
 // startAdvised starts a pipeline with an advisor that watches the given folders.
 func startAdvised(t *testing.T, from ...string) *advised {
@@ -142,30 +135,7 @@ func startAdvised(t *testing.T, from ...string) *advised {
 		}
 	}
 	s := start(t, allinone.Options{Config: config, RegistryListen: host, Advisories: first})
-	a := &advised{system: s, dir: dir}
-	a.advisor()
-	return a
-}
-
-// advisor runs the advisor until the test ends, unless the pipeline has its own.
-func (a *advised) advisor() {
-	a.t.Helper()
-	if slices.ContainsFunc(append(allinone.Services(), allinone.Optional()...), func(s run.Named) bool { return s.Name == advisor.Name }) {
-		return
-	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(a.t.Context()))
-	ended := make(chan error, 1)
-	env := a.Config.Env(advisor.Name, a.logger(), prometheus.NewRegistry(), a.Health)
-	go func() { ended <- advisor.Run(ctx, env) }()
-	a.t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			a.t.Errorf("advisor: %v", err)
-		}
-		if err := env.Close(); err != nil {
-			a.t.Errorf("advisor: %v", err)
-		}
-	})
+	return &advised{system: s}
 }
 
 // changed waits for the n-th published snapshot.

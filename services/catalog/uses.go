@@ -32,7 +32,7 @@ type indexed struct {
 // number names a text by 63 bits of its hash.
 func number(parts ...string) int64 {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
-	return int64(binary.BigEndian.Uint64(sum[:8]) >> 1) //nolint:gosec // 63 bits
+	return int64(binary.BigEndian.Uint64(sum[:8]) >> 1)
 }
 
 // Kinds of uses, so that a product never shares a number with a package.
@@ -267,7 +267,7 @@ func (s *Service) numbers(ctx context.Context, query string, values []int64, fou
 		n := min(chunk, len(values))
 		marks, args := placeholders(values[:n], 1)
 		values = values[n:]
-		rows, err := s.db.QueryContext(ctx, fmt.Sprintf(query, marks), args...) //nolint:gosec // only placeholders are put in
+		rows, err := s.db.QueryContext(ctx, fmt.Sprintf(query, marks), args...)
 		if err != nil {
 			return err
 		}
