@@ -567,7 +567,7 @@ func TestRules(t *testing.T) {
 	image := w.image("shop/cart")
 	for i := range 2 {
 		answer := w.ask(pod(image.String()))
-		if !answer.Allowed || len(answer.Warnings) != 1 || !strings.Contains(answer.Warnings[0], image.String()[:40]) {
+		if !answer.Allowed || len(answer.Warnings) != 1 || !strings.Contains(answer.Warnings[0], "tidewaiter submit "+image.String()) {
 			t.Fatalf("answer %+v", answer)
 		}
 		events := w.events()

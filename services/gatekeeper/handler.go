@@ -22,10 +22,11 @@ import (
 )
 
 const (
-	// maxWarning is what Kubernetes shows of a warning, in bytes; maxWarnings
-	// bounds how many are sent (it drops what is over 4096 bytes in all).
+	// Kubernetes passes warnings on whole while all of them are below 4096
+	// characters; then it cuts each at 256 and drops what is over.
 	maxWarning  = 256
 	maxWarnings = 15
+	allWarnings = 4000
 	// maxListed bounds the images that an event or a denial lists.
 	maxListed = 50
 	// submitAgain is how long the same image is not submitted again.
@@ -143,8 +144,9 @@ func (g *Gatekeeper) answer(req *request, findings []finding, exempt bool) (*res
 		if out.Allowed {
 			told = slices.Concat(denied, warned)
 		}
-		for _, line := range told[:min(len(told), maxWarnings)] {
-			out.Warnings = append(out.Warnings, shorten("tidewaiter: "+line, maxWarning))
+		told = told[:min(len(told), maxWarnings)]
+		for _, line := range told {
+			out.Warnings = append(out.Warnings, shorten("tidewaiter: "+line, max(maxWarning, allWarnings/len(told))))
 		}
 	}
 	would := contracts.DecisionAdmit
