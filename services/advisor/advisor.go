@@ -485,6 +485,9 @@ func Run(ctx context.Context, env *run.Env) error {
 	problem := ""
 	for {
 		_, err := s.Poll(ctx)
+		if err == nil || s.built == "" { // later troubles age the advisories, which is seen in them
+			env.Health.Set("advisor sources", err)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
