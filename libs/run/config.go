@@ -278,6 +278,25 @@ func (c *Config) With(sections map[string]any) (*Config, error) {
 	})
 }
 
+// Without returns the configuration without a section.
+func (c *Config) Without(section string) (*Config, error) {
+	out := &Config{path: c.path, root: maps.Clone(c.root)}
+	delete(out.root, section)
+	return out.With(nil)
+}
+
+// Fill returns a section as With takes it: what the file says goes before
+// defaults, key by key.
+func (c *Config) Fill(section string, defaults map[string]any) map[string]any {
+	own := map[string]any{}
+	if node, ok := c.root[section]; ok {
+		if err := yaml.NodeToValue(node, &own); err != nil {
+			return defaults // no mapping: With and the section's own check say so
+		}
+	}
+	return merge(defaults, own)
+}
+
 func (c *Config) names(env string) bool {
 	return env == c.Kafka.PasswordEnv || env == c.Redis.PasswordEnv || env == c.Database.URLEnv
 }

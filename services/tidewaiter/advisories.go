@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/advisor/compile"
 	"github.com/tidewaiter/tidewaiter/services/advisor/snapshot"
 )
@@ -16,6 +19,7 @@ import (
 // advisoriesCmd holds the commands about advisory snapshots.
 type advisoriesCmd struct {
 	Build  advisoriesBuildCmd  `cmd:"" help:"Compile OSV archives, KEV, EPSS and end-of-life data into one snapshot file."`
+	Pull   advisoriesPullCmd   `cmd:"" help:"Fetch the newest snapshot that an advisor has published, and verify its signature."`
 	Status advisoriesStatusCmd `cmd:"" help:"Say what a snapshot holds and how old it is."`
 }
 
@@ -53,6 +57,55 @@ func printEcosystems(t *tabwriter.Writer, counts map[string]int) {
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
 		fmt.Fprintf(t, "  %s\t%d\n", name, counts[name])
 	}
+}
+
+type advisoriesPullCmd struct {
+	registryFlags
+	Repository string `arg:"" help:"registry/repository that advisor publishes in."`
+	Key        string `help:"Advisor's public key (PEM)." required:"" type:"path" placeholder:"PUB"`
+	Out        string `help:"Directory to put the snapshot in." default:"." type:"path" placeholder:"DIR"`
+	Output     string `help:"table or json." enum:"table,json" default:"table" short:"o"`
+}
+
+func (*advisoriesPullCmd) Help() string {
+	return "Example:\n  tidewaiter advisories pull registry.example.com/tidewaiter/advisories --key advisor.pub --out /var/lib/advisories"
+}
+
+func (c *advisoriesPullCmd) Run(ctx context.Context, s *streams) error {
+	from, err := artefact.ParseRepository(c.Repository)
+	if err != nil {
+		return usage(err)
+	}
+	keys, err := artefact.LoadPublicKeys(c.Key)
+	if err != nil {
+		return usage(err)
+	}
+	client, err := c.client(s, registry.Ref{Registry: from.Registry, Repository: from.Repository})
+	if err != nil {
+		return err
+	}
+	defer client.Close() //nolint:errcheck // it was only read
+	published, err := artefact.Look(ctx, client, from, "", keys)
+	if err != nil {
+		return artefactError(err)
+	}
+	file, err := artefact.Fetch(ctx, client, from, published, c.Out)
+	if err != nil {
+		return artefactError(err)
+	}
+	if c.Output == "json" {
+		return printJSON(s.out, map[string]any{"file": file, "snapshot": published.Snapshot, "location": published.Location})
+	}
+	fmt.Fprintln(s.out, file)
+	return nil
+}
+
+// artefactError gives trouble with a published snapshot its exit code.
+func artefactError(err error) error {
+	if errors.Is(err, artefact.ErrSignature) || errors.Is(err, artefact.ErrForeign) {
+		return unverifiable(err)
+	}
+	return registryError(err)
 }
 
 type advisoriesStatusCmd struct {

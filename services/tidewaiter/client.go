@@ -62,16 +62,28 @@ func (a *api) get(ctx context.Context, path string) (io.ReadCloser, error) {
 	return a.do(ctx, http.MethodGet, a.catalog+path, nil)
 }
 
+// postCatalog sends a document to catalog's API and returns the answer's body.
+func (a *api) postCatalog(ctx context.Context, path string, document any) (io.ReadCloser, error) {
+	if a.catalog == "" {
+		return nil, usage(errors.New("this command tells catalog: give --server URL or --data DIR"))
+	}
+	return a.send(ctx, a.catalog+path, document)
+}
+
 // post sends a document to intake's API and returns the answer's body.
 func (a *api) post(ctx context.Context, path string, document any) (io.ReadCloser, error) {
 	if a.intake == "" {
 		return nil, usage(errors.New("this command talks to intake: give --intake URL or --data DIR"))
 	}
+	return a.send(ctx, a.intake+path, document)
+}
+
+func (a *api) send(ctx context.Context, url string, document any) (io.ReadCloser, error) {
 	body, err := json.Marshal(document)
 	if err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
-	return a.do(ctx, http.MethodPost, a.intake+path, body)
+	return a.do(ctx, http.MethodPost, url, body)
 }
 
 func (a *api) do(ctx context.Context, method, url string, body []byte) (io.ReadCloser, error) {

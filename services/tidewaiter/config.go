@@ -8,13 +8,16 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/libs/registry"
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/advisor"
 	"github.com/tidewaiter/tidewaiter/services/analyzer"
 	"github.com/tidewaiter/tidewaiter/services/assembler"
 	"github.com/tidewaiter/tidewaiter/services/attestor"
 	"github.com/tidewaiter/tidewaiter/services/catalog"
+	"github.com/tidewaiter/tidewaiter/services/gatekeeper"
 	"github.com/tidewaiter/tidewaiter/services/intake"
 	"github.com/tidewaiter/tidewaiter/services/matcher"
 	"github.com/tidewaiter/tidewaiter/services/planner"
+	"github.com/tidewaiter/tidewaiter/services/ticketer"
 )
 
 // configCmd holds the commands about configuration.
@@ -48,6 +51,9 @@ func (c *configCheckCmd) Run(s *streams) error {
 		{"matcher", ptr(matcher.DefaultConfig())},
 		{"attestor", ptr(attestor.DefaultConfig())},
 		{"catalog", ptr(catalog.DefaultConfig())},
+		{"advisor", ptr(advisor.DefaultConfig())},
+		{"ticketer", ptr(ticketer.DefaultConfig())},
+		{"gatekeeper", ptr(gatekeeper.DefaultConfig())},
 	} {
 		if !cfg.Has(section.name) {
 			continue // a process runs some services; what it does not name it does not need

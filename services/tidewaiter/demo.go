@@ -13,7 +13,6 @@ import (
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/registry"
 	"github.com/tidewaiter/tidewaiter/libs/run"
-	"github.com/tidewaiter/tidewaiter/services/advisor/compile"
 	"github.com/tidewaiter/tidewaiter/services/attestor/statement"
 	"github.com/tidewaiter/tidewaiter/services/matcher/policy"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
@@ -44,51 +43,86 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	snapshotFile, err := c.snapshot(ctx, dir)
+	d := &demo{demoCmd: *c, streams: s}
+	stop, err := d.start(ctx, dir)
 	if err != nil {
 		return err
 	}
-	all, err := allinone.Start(ctx, allinone.Options{Dir: dir, Advisories: snapshotFile, AnonymousPull: true, Log: s.log})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, all.Stop()) }()
+	defer func() { err = errors.Join(err, stop()) }()
 
 	told, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	n := newNarrator(s.out, s.err, c.Output == "json")
 	defer n.close()
-	d := &demo{demoCmd: *c, streams: s, all: all, n: n}
+	d.n = n
 	storyErr := d.tell(told)
 	if storyErr != nil {
 		storyErr = fmt.Errorf("the demo did not go as it should: %w", storyErr)
 	}
-	n.done(d.first.String(), all, storyErr)
+	n.done(d.first.String(), d.all, storyErr)
 	if storyErr != nil || !c.Keep {
 		return storyErr
 	}
-	n.addresses(dir, all)
+	n.addresses(dir, d.all)
 	<-ctx.Done()
 	return nil
 }
 
-// snapshot returns the advisory snapshot to use; "" is the built-in set.
-func (c *demoCmd) snapshot(ctx context.Context, dir string) (string, error) {
-	if c.Advisories == "" {
-		return "", nil
+// start starts everything: the pipeline, a gatekeeper, an advisor that watches
+// the advisories, and a stub that stands for the user's tracker.
+func (d *demo) start(ctx context.Context, dir string) (stop func() error, err error) {
+	o := allinone.Options{Dir: dir, AnonymousPull: true, Log: d.streams.log}
+	info, err := os.Stat(d.Advisories)
+	switch {
+	case d.Advisories != "" && err != nil:
+		return nil, usage(fmt.Errorf("advisories: %w", err))
+	case d.Advisories != "" && !info.IsDir():
+		o.Advisories = d.Advisories // a snapshot does not change, so there will be no news
+	default:
+		if o.Follow, d.news, err = d.sources(dir); err != nil {
+			return nil, err
+		}
 	}
-	info, err := os.Stat(c.Advisories)
+	if d.gatekeeper, err = allinone.FreeAddress(ctx); err != nil {
+		return nil, err
+	}
+	o.GatekeeperListen = d.gatekeeper
+	const secret = "the demo's own secret, of no use elsewhere"
+	if d.tracker, err = startStub(ctx, secret); err != nil {
+		return nil, err
+	}
+	secretFile := filepath.Join(dir, "tracker.secret")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make a directory for the demo: %w", err)
+	}
+	if err := os.WriteFile(secretFile, []byte(secret), 0o600); err != nil {
+		return nil, fmt.Errorf("write the stub's secret: %w", err)
+	}
+	empty, err := run.Parse("", nil, func(string) (string, bool) { return "", false })
 	if err != nil {
-		return "", usage(fmt.Errorf("advisories: %w", err))
+		return nil, err
 	}
-	if !info.IsDir() {
-		return c.Advisories, nil
+	o.Config, err = empty.With(map[string]any{
+		"advisor":    map[string]any{"poll": "250ms"},
+		"matcher":    map[string]any{"poll": "250ms"},
+		"gatekeeper": map[string]any{"policyDigest": policy.Default().Digest()},
+		"ticketer": map[string]any{
+			"trackers": []any{map[string]any{"name": "stub", "kind": "github", "url": d.tracker.url, "secretFile": secretFile, "createPerMinute": 1000}},
+			"rules":    []any{map[string]any{"tracker": "stub", "project": "demo/security"}},
+		},
+	})
+	if err != nil {
+		return nil, err
 	}
-	file := filepath.Join(dir, "advisories.db")
-	if _, err := compile.Build(ctx, compile.Options{From: []string{c.Advisories}, Out: file}); err != nil {
-		return "", usage(fmt.Errorf("build a snapshot of %s: %w", c.Advisories, err))
+	if o.Advisories != "" {
+		if o.Config, err = o.Config.Without("advisor"); err != nil {
+			return nil, err
+		}
 	}
-	return file, nil
+	if d.all, err = allinone.Start(ctx, o); err != nil {
+		return nil, errors.Join(err, d.tracker.close())
+	}
+	return func() error { return errors.Join(d.all.Stop(), d.tracker.close()) }, nil
 }
 
 // demo is one telling of the story.
@@ -100,6 +134,11 @@ type demo struct {
 	client  *registry.Client
 	keys    []statement.Verifier
 	first   sample.Pushed // the vulnerable image
+
+	gatekeeper string // address
+	news       string // folder in which an advisory may arrive; empty: none can
+	tracker    *trackerStub
+	cluster    *cluster
 }
 
 // tell shows each chapter, and fails at the first thing that is not as it should be.
@@ -170,12 +209,22 @@ func (d *demo) tell(ctx context.Context) (err error) {
 	if err := d.verify(ctx, d.first.Ref, statement.ErrVerdict); err != nil {
 		return err
 	}
-	if err := d.stranger(ctx, story.Unattested); err != nil {
+	stranger, err := d.stranger(ctx, story.Unattested)
+	if err != nil {
+		return err
+	}
+	if err := d.deploy(ctx, clean, stranger); err != nil {
+		return err
+	}
+	if err := d.tellNews(ctx, f, clean); err != nil {
 		return err
 	}
 
 	d.n.chapter("The fleet so far")
-	return d.fleet(ctx, 3)
+	if err := d.fleet(ctx, 3); err != nil {
+		return err
+	}
+	return d.all.StartService("intake") // and the stranger is no longer one
 }
 
 // tellOwn is the story of an image of the user's.
@@ -282,19 +331,85 @@ func (d *demo) verify(ctx context.Context, ref registry.Ref, want error) error {
 }
 
 // stranger pushes an image while intake is down, so that it is not attested,
-// shows that it is refused, and starts intake again.
-func (d *demo) stranger(ctx context.Context, images []sample.Image) error {
+// and shows that it is refused.
+func (d *demo) stranger(ctx context.Context, images []sample.Image) (sample.Pushed, error) {
 	if err := d.all.StopService("intake"); err != nil {
-		return err
+		return sample.Pushed{}, err
 	}
 	p, err := sample.Push(ctx, d.client, registry.Ref{Registry: d.all.Registry.Host, Repository: "demo/stranger", Tag: "1.0"}, images...)
 	if err != nil {
+		return p, err
+	}
+	return p, d.verify(ctx, p.Ref, statement.ErrNoStatement)
+}
+
+// deploy asks gatekeeper for a Pod with each of the three images.
+func (d *demo) deploy(ctx context.Context, clean, stranger sample.Pushed) error {
+	d.n.chapter("Three Pods are created; the cluster asks gatekeeper")
+	c, err := newCluster(d.all.GatekeeperDir(), d.gatekeeper, d.all.Token)
+	if err != nil {
 		return err
 	}
-	if err := d.verify(ctx, p.Ref, statement.ErrNoStatement); err != nil {
+	d.cluster = c
+	if err := d.pod(ctx, c, clean.Ref, true); err != nil {
 		return err
 	}
-	return d.all.StartService("intake")
+	if err := d.pod(ctx, c, d.first.Ref, false); err != nil {
+		return err
+	}
+	return d.pod(ctx, c, stranger.Ref, false)
+}
+
+// tellNews has an advisory arrive and waits for what follows from it: a new
+// verdict on the image that was clean, a ticket, and the end of its admission.
+func (d *demo) tellNews(ctx context.Context, f *follower, clean sample.Pushed) error {
+	if d.news == "" {
+		return nil
+	}
+	d.n.chapter("An advisory arrives (made up for this demo) about " + newsPackage + ", which the mended image holds")
+	read := f.layerRequests()
+	began := time.Now()
+	if err := publish(d.news, news); err != nil {
+		return err
+	}
+	if err := f.awaitVerdict(ctx, clean, contracts.VerdictFail); err != nil {
+		return err
+	}
+	ticket, err := d.tracker.wait(ctx, clean.Ref.Registry+"/"+clean.Ref.Repository, newsPackage)
+	if err != nil {
+		return err
+	}
+	d.n.ticket(ticket)
+	if err := d.verify(ctx, clean.Ref, statement.ErrVerdict); err != nil {
+		return err
+	}
+	if err := d.refused(ctx, clean); err != nil {
+		return err
+	}
+	if n := f.layerRequests() - read; n != 0 {
+		return fmt.Errorf("%d layers were asked for again, want none", n)
+	}
+	d.n.followed(time.Since(began))
+	return nil
+}
+
+// refused waits until gatekeeper, which is told by an event, refuses a Pod.
+func (d *demo) refused(ctx context.Context, p sample.Pushed) error {
+	for {
+		a, err := d.cluster.create(ctx, p.Ref)
+		if err != nil {
+			return err
+		}
+		if !a.Allowed {
+			d.n.admitted(p.Ref, a)
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("gatekeeper still admits %s: %w", p.Ref.Repository, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // fleet waits until catalog has seen all images and prints its report.

@@ -16,7 +16,7 @@ import (
 // followed are the events whose story is told.
 var followed = []string{
 	contracts.ImagePlannedV1, contracts.ImageUnsupportedV1, contracts.ImageFailedV1, contracts.LayerAnalyzedV1,
-	contracts.LayerFailedV1, contracts.ImageAssembledV1, contracts.ImageMatchedV1, contracts.ImageAttestedV1,
+	contracts.LayerFailedV1, contracts.LayerRequestedV1, contracts.AdvisoriesChangedV1, contracts.ImageAssembledV1, contracts.ImageMatchedV1, contracts.ImageAttestedV1,
 }
 
 // follower reads the events of the pipeline as they happen and tells those of
@@ -32,6 +32,7 @@ type follower struct {
 	layers   map[string][]contracts.LayerAnalyzed // by layer, in order of arrival
 	attested map[string]contracts.ImageAttested   // by image
 	failed   map[string]string                    // by image digest: why
+	requests int                                  // layers that were asked for
 	told     map[string]bool
 	claimed  map[string]string // layer → image whose push had it analysed
 	current  sample.Pushed
@@ -126,6 +127,14 @@ func (f *follower) take(t bus.Tailed) error {
 		}
 		f.layers[e.Digest] = append(f.layers[e.Digest], e)
 		f.tellLayer(t, e.Digest)
+	case contracts.TypePrefix + contracts.LayerRequestedV1:
+		f.requests++
+	case contracts.TypePrefix + contracts.AdvisoriesChangedV1:
+		e, err := bus.Decode[contracts.AdvisoriesChanged](ev)
+		if err != nil {
+			return err
+		}
+		f.tell(ev.ID(), func() { f.n.advised(t.Time, e) })
 	case contracts.TypePrefix + contracts.ImageAssembledV1:
 		e, err := bus.Decode[contracts.ImageAssembled](ev)
 		if err != nil {
@@ -144,7 +153,7 @@ func (f *follower) take(t bus.Tailed) error {
 			return err
 		}
 		f.attested[e.Image.String()] = e
-		f.tell("attested "+e.Image.String(), func() { f.n.attested(t.Time, e) })
+		f.tell("attested "+e.Image.String()+e.Report.Digest, func() { f.n.attested(t.Time, e) })
 	case contracts.TypePrefix + contracts.ImageUnsupportedV1:
 		e, err := bus.Decode[contracts.ImageUnsupported](ev)
 		if err != nil {
@@ -265,6 +274,33 @@ func (f *follower) complete(p sample.Pushed) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// layerRequests returns how many layers were asked for so far.
+func (f *follower) layerRequests() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.requests
+}
+
+// awaitVerdict waits until an image's newest statement has a verdict.
+func (f *follower) awaitVerdict(ctx context.Context, p sample.Pushed, verdict string) error {
+	for {
+		f.mu.Lock()
+		got, changed := f.attested[p.String()].Verdict, f.changed
+		f.mu.Unlock()
+		if got == verdict {
+			return nil
+		}
+		select {
+		case <-changed:
+		case err := <-f.ended:
+			f.ended <- err
+			return fmt.Errorf("reading the events ended: %w", err)
+		case <-ctx.Done():
+			return fmt.Errorf("the verdict on %s is still %q, want %q: %w", p.Ref.Repository, got, verdict, ctx.Err())
+		}
+	}
 }
 
 // verdict returns what was attested about an image.

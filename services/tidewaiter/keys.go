@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/attestor/statement"
 )
 
@@ -15,21 +16,18 @@ type keysCmd struct {
 }
 
 type keysGenerateCmd struct {
+	For         string `help:"What the key signs: attestor (attestations; cosign's format) or advisor (snapshots; Ed25519)." enum:"attestor,advisor" default:"attestor"`
 	Out         string `help:"Prefix of the two files." default:"tidewaiter" placeholder:"PREFIX" type:"path"`
 	PasswordEnv string `help:"Environment variable that holds the private key's password." default:"TIDEWAITER_KEY_PASSWORD" placeholder:"NAME"`
 }
 
 func (*keysGenerateCmd) Help() string {
-	return "The private key has cosign's format and belongs to attestor alone; the public key goes to whoever verifies.\n\n" +
-		"Example:\n  TIDEWAITER_KEY_PASSWORD=… tidewaiter keys generate --out attestor"
+	return "The private key belongs to its service alone; the public key goes to whoever verifies. Advisor's key has no password.\n\n" +
+		"Examples:\n  TIDEWAITER_KEY_PASSWORD=… tidewaiter keys generate --out attestor\n  tidewaiter keys generate --for advisor --out advisor"
 }
 
 func (c *keysGenerateCmd) Run(s *streams) error {
-	password, ok := os.LookupEnv(c.PasswordEnv)
-	if !ok {
-		return usage(fmt.Errorf("environment variable %s is not set; set it (empty for a key without password)", c.PasswordEnv))
-	}
-	private, public, err := statement.GenerateKey([]byte(password))
+	private, public, err := c.generate()
 	if err != nil {
 		return fmt.Errorf("generate key: %w", err)
 	}
@@ -44,6 +42,17 @@ func (c *keysGenerateCmd) Run(s *streams) error {
 		fmt.Fprintf(s.err, "wrote %s\n", f.name)
 	}
 	return nil
+}
+
+func (c *keysGenerateCmd) generate() (private, public []byte, err error) {
+	if c.For == "advisor" {
+		return artefact.GenerateKey()
+	}
+	password, ok := os.LookupEnv(c.PasswordEnv)
+	if !ok {
+		return nil, nil, usage(fmt.Errorf("environment variable %s is not set; set it (empty for a key without password)", c.PasswordEnv))
+	}
+	return statement.GenerateKey([]byte(password))
 }
 
 // writeNew never overwrites: a lost signing key cannot be made again.

@@ -47,11 +47,12 @@ type root struct {
 	Verify     verifyCmd     `cmd:"" help:"Say whether an image carries a good attestation."`
 	Where      whereCmd      `cmd:"" help:"Show the timeline of one image over all services."`
 	Report     reportCmd     `cmd:"" help:"Show the fleet report: share vulnerable, share outdated, lag of each server."`
-	Advisories advisoriesCmd `cmd:"" help:"Build an advisory snapshot, or say how old one is."`
+	Deployed   deployedCmd   `cmd:"" help:"Tell catalog which images run, so that they come first when advisories change."`
+	Advisories advisoriesCmd `cmd:"" help:"Build an advisory snapshot, fetch a published one, or say how old one is."`
 	Webhook    webhookCmd    `cmd:"" help:"Show what intake would make of a webhook."`
 	DLQ        dlqCmd        `cmd:"" name:"dlq" help:"List, show and replay dead letters."`
 	ConfigCmd  configCmd     `cmd:"" name:"config" help:"Check a configuration file."`
-	Keys       keysCmd       `cmd:"" help:"Generate the key pair that signs attestations."`
+	Keys       keysCmd       `cmd:"" help:"Generate the key pair that signs attestations, or the one that signs advisory snapshots."`
 }
 
 // streams are what a command reads and writes.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/services/ticketer/stub"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/format"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/sample"
@@ -174,6 +175,43 @@ func (n *narrator) verified(ref registry.Ref, v contracts.Verification) {
 		Step: contracts.StepVerified, Service: "verify", Subject: ref.Registry + "/" + ref.Repository + "@" + ref.Digest, OK: &v.Verified,
 	}, line)
 }
+
+func (n *narrator) admitted(ref registry.Ref, a admission) {
+	line := fmt.Sprintf("a Pod with %s:%s is admitted", ref.Repository, ref.Tag)
+	if !a.Allowed {
+		line = fmt.Sprintf("a Pod with %s:%s is refused: %s", ref.Repository, ref.Tag, strings.TrimSpace(a.Status.Message))
+	}
+	n.say(contracts.TimelineEntry{
+		Step: contracts.StepVerified, Service: "gatekeeper", Subject: ref.Registry + "/" + ref.Repository + "@" + ref.Digest, OK: &a.Allowed,
+	}, line)
+}
+
+func (n *narrator) advised(at time.Time, e contracts.AdvisoriesChanged) {
+	if e.Previous == nil {
+		return // the snapshot that everything begins with
+	}
+	n.say(contracts.TimelineEntry{Time: at, Step: stepAdvised, Service: "advisor", Subject: e.Snapshot.Digest},
+		fmt.Sprintf("snapshot %s, signed and published, replaces %s: only what it touches is matched again", short(e.Snapshot.Digest), short(e.Previous.Digest)))
+}
+
+func (n *narrator) ticket(t stub.Ticket) {
+	n.say(contracts.TimelineEntry{Step: stepTicketed, Service: "ticketer", Subject: fmt.Sprintf("%s#%d", t.Project, t.Number)},
+		fmt.Sprintf("%s#%d in a local stub of a tracker: %s", t.Project, t.Number, t.Title))
+}
+
+func (n *narrator) followed(took time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.json {
+		n.print("\n%.1f seconds from the advisory to the refusal, without reading a layer again", took.Seconds())
+	}
+}
+
+// Steps that only the demo tells of, beside the contract's.
+const (
+	stepAdvised  = "advised"
+	stepTicketed = "ticketed"
+)
 
 func (n *narrator) ratio(layers int) {
 	n.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -16,11 +17,12 @@ import (
 // upCmd runs everything in one process on embedded servers.
 type upCmd struct {
 	Data           string `help:"Where everything is kept; created when absent." type:"path" default:"./tidewaiter-data" env:"TIDEWAITER_DATA" placeholder:"DIR"`
-	Advisories     string `help:"Advisory snapshot (see: advisories build); default: the small built-in set." type:"path" placeholder:"FILE"`
+	Advisories     string `help:"Advisory snapshot (see: advisories build), or a folder or URL of OSV archives that is followed; default: the small built-in set." placeholder:"FILE|DIR|URL"`
 	Policy         string `help:"Policy file; default: the default policy." type:"path" placeholder:"FILE"`
 	Listen         string `help:"Where intake takes webhooks, host:port." default:"127.0.0.1:8480"`
 	CatalogListen  string `help:"Where catalog's API listens." default:"127.0.0.1:8481"`
 	MonitorListen  string `help:"Where /healthz, /readyz and /metrics are." default:"127.0.0.1:8482"`
+	Gatekeeper     string `help:"Where gatekeeper answers AdmissionReviews (HTTPS), host:port; default: it does not run." placeholder:"ADDRESS"`
 	RegistryListen string `help:"Where the embedded registry listens (loopback only)." default:"127.0.0.1:8485"`
 }
 
@@ -38,14 +40,18 @@ func (c *upCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
+	file, follow, err := advisoriesFrom(c.Advisories)
+	if err != nil {
+		return err
+	}
 	all, err := allinone.Start(ctx, allinone.Options{
-		Dir: c.Data, Config: cfg, Advisories: c.Advisories, Policy: c.Policy, Log: log,
+		Dir: c.Data, Config: cfg, Advisories: file, Follow: follow, Policy: c.Policy, Log: log, GatekeeperListen: c.Gatekeeper,
 		IntakeListen: c.Listen, CatalogListen: c.CatalogListen, MonitorListen: c.MonitorListen, RegistryListen: c.RegistryListen,
 	})
 	if err != nil {
 		return err
 	}
-	if c.Advisories == "" {
+	if c.Advisories == "" && !cfg.Has("advisor") {
 		fmt.Fprintln(s.err, "Advisories: the small built-in set. For all that is known: tidewaiter advisories build, then --advisories FILE.")
 	}
 	fmt.Fprintf(s.err, `Tidewaiter is up; interrupt to stop.
@@ -59,9 +65,28 @@ func (c *upCmd) Run(ctx context.Context, s *streams) error {
 	return all.Wait()
 }
 
+// advisoriesFrom says what a user named: a snapshot file, or something to follow.
+func advisoriesFrom(name string) (file string, follow []string, err error) {
+	if name == "" || strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
+		return "", slices.DeleteFunc([]string{name}, func(s string) bool { return s == "" }), nil
+	}
+	info, err := os.Stat(name)
+	if err != nil {
+		return "", nil, usage(fmt.Errorf("advisories: %w", err))
+	}
+	path, err := filepath.Abs(name)
+	if err != nil {
+		return "", nil, usage(fmt.Errorf("advisories: %w", err))
+	}
+	if info.IsDir() {
+		return "", []string{path}, nil
+	}
+	return path, nil, nil
+}
+
 // runCmd runs some services against real servers.
 type runCmd struct {
-	Services []string `arg:"" help:"intake, planner, analyzer, assembler, matcher, attestor, catalog; or all." name:"service"`
+	Services []string `arg:"" help:"intake, planner, analyzer, assembler, matcher, attestor, catalog, advisor, ticketer, gatekeeper; or all (the optional ones where they are configured)." name:"service"`
 }
 
 func (*runCmd) Help() string {
@@ -81,17 +106,21 @@ func (c *runCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	services, err := chosen(c.Services)
+	services, err := chosen(c.Services, cfg)
 	if err != nil {
 		return err
 	}
 	return run.All(ctx, cfg, log, services...)
 }
 
-func chosen(names []string) ([]run.Named, error) {
-	all := allinone.Services()
+// chosen returns the named services; "all" are those of the pipeline and those
+// others that are configured.
+func chosen(names []string, cfg *run.Config) ([]run.Named, error) {
+	all := append(allinone.Services(), allinone.Optional()...)
 	if slices.Contains(names, "all") {
-		return all, nil
+		return slices.DeleteFunc(all, func(s run.Named) bool {
+			return !cfg.Has(s.Name) && slices.ContainsFunc(allinone.Optional(), func(o run.Named) bool { return o.Name == s.Name })
+		}), nil
 	}
 	var out []run.Named
 	for _, name := range names {

@@ -24,15 +24,19 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/libs/embedded"
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/advisor"
+	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/advisor/builtin"
 	"github.com/tidewaiter/tidewaiter/services/analyzer"
 	"github.com/tidewaiter/tidewaiter/services/assembler"
 	"github.com/tidewaiter/tidewaiter/services/attestor"
 	"github.com/tidewaiter/tidewaiter/services/attestor/statement"
 	"github.com/tidewaiter/tidewaiter/services/catalog"
+	"github.com/tidewaiter/tidewaiter/services/gatekeeper"
 	"github.com/tidewaiter/tidewaiter/services/intake"
 	"github.com/tidewaiter/tidewaiter/services/matcher"
 	"github.com/tidewaiter/tidewaiter/services/planner"
+	"github.com/tidewaiter/tidewaiter/services/ticketer"
 )
 
 // Source is the id of the source that the embedded registry's push
@@ -52,17 +56,32 @@ func Services() []run.Named {
 	}
 }
 
+// Optional lists the services that run where the configuration has their
+// section: advisor follows advisories, ticketer writes tickets, gatekeeper
+// answers a cluster.
+func Optional() []run.Named {
+	return []run.Named{
+		{Name: "advisor", Run: advisor.Run},
+		{Name: "ticketer", Run: ticketer.Run},
+		{Name: "gatekeeper", Run: gatekeeper.Run},
+	}
+}
+
 // Options say how an all-in-one runs. The zero value of each field is a good default.
 type Options struct {
 	Dir        string      // where everything is kept; required
 	Config     *run.Config // the user's own: more registries and sources, limits
-	Advisories string      // snapshot file; empty: the built-in set
+	Advisories string      // snapshot file; empty: the built-in set, or what Follow holds
+	Follow     []string    // sources of advisories that advisor watches: folders, archives, URLs
 	Policy     string      // policy file; empty: the default policy
 	// Addresses to listen on, host:port; empty: a free loopback port.
 	IntakeListen, CatalogListen, MonitorListen, RegistryListen string
-	Partitions                                                 int  // of each topic
-	AnonymousPull                                              bool // whether the embedded registry lets anyone who reaches it read
-	Log                                                        *slog.Logger
+	// GatekeeperListen is where gatekeeper answers AdmissionReviews; empty: it
+	// runs only if it is configured.
+	GatekeeperListen string
+	Partitions       int  // of each topic
+	AnonymousPull    bool // whether the embedded registry lets anyone who reaches it read
+	Log              *slog.Logger
 }
 
 // AllInOne is a running pipeline.
@@ -107,7 +126,7 @@ func Start(ctx context.Context, o Options) (*AllInOne, error) {
 		if *address != "" {
 			continue
 		}
-		free, err := freeAddress(ctx)
+		free, err := FreeAddress(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -153,7 +172,8 @@ func Start(ctx context.Context, o Options) (*AllInOne, error) {
 }
 
 func (a *AllInOne) start(ctx context.Context, o Options, secrets secrets) error {
-	if o.Advisories == "" {
+	follow := len(o.Follow) > 0 || o.Config.Has("advisor")
+	if o.Advisories == "" && !follow {
 		o.Advisories = filepath.Join(o.Dir, "advisories.builtin.db")
 		if err := builtin.Write(o.Advisories); err != nil {
 			return fmt.Errorf("write the built-in advisories: %w", err)
@@ -170,13 +190,19 @@ func (a *AllInOne) start(ctx context.Context, o Options, secrets secrets) error 
 			a.fail(err)
 		}
 	})
-	for _, s := range Services() {
+	for _, s := range append(Services(), Optional()...) {
+		if slices.ContainsFunc(Optional(), func(o run.Named) bool { return o.Name == s.Name }) && !config.Has(s.Name) {
+			continue
+		}
 		if err := a.StartService(s.Name); err != nil {
 			return err
 		}
 	}
 	a.Servers.SetHook(a.Intake+"/hooks/"+Source, "Bearer "+secrets.hook)
-	for _, address := range []string{o.IntakeListen, o.CatalogListen, o.MonitorListen} {
+	for _, address := range []string{o.IntakeListen, o.CatalogListen, o.MonitorListen, o.GatekeeperListen} {
+		if address == "" {
+			continue
+		}
 		if err := a.listening(ctx, address); err != nil {
 			return err
 		}
@@ -217,12 +243,15 @@ func (a *AllInOne) configure(o Options, s secrets) (*run.Config, error) {
 	if o.Config.Database.URL != "" {
 		databaseURL = o.Config.Database.URL // a PostgreSQL of the user's
 	}
-	matcherSection := map[string]any{"advisories": o.Advisories}
+	matcherSection := map[string]any{}
+	if o.Advisories != "" {
+		matcherSection["advisories"] = o.Advisories
+	}
 	attestorSection := map[string]any{"keyFile": s.file("attestor.key"), "passwordFile": s.file("attestor.password")}
 	if o.Policy != "" {
 		matcherSection["policy"], attestorSection["policy"] = o.Policy, o.Policy
 	}
-	return o.Config.With(map[string]any{
+	sections := map[string]any{
 		"kafka":      kafka,
 		"redis":      map[string]any{"url": a.Servers.RedisURL, "passwordFile": s.file("redis.password")},
 		"database":   map[string]any{"url": databaseURL},
@@ -235,7 +264,31 @@ func (a *AllInOne) configure(o Options, s secrets) (*run.Config, error) {
 		"catalog":  map[string]any{"listen": o.CatalogListen, "tokenFile": s.file("token")},
 		"matcher":  matcherSection,
 		"attestor": attestorSection,
-	})
+	}
+	if len(o.Follow) > 0 || o.Config.Has("advisor") {
+		snapshots := a.Registry.Host + "/tidewaiter/advisories"
+		matcherSection["snapshots"] = snapshots
+		matcherSection["snapshotKeys"] = s.file("advisor.pub")
+		matcherSection["cache"] = filepath.Join(o.Dir, "snapshots")
+		advisorSection := map[string]any{"publish": snapshots, "keyFile": s.file("advisor.key"), "work": filepath.Join(o.Dir, "advisor")}
+		if len(o.Follow) > 0 {
+			advisorSection["from"] = o.Follow
+		}
+		sections["advisor"] = o.Config.Fill("advisor", advisorSection)
+		sections["matcher"] = o.Config.Fill("matcher", matcherSection)
+	}
+	if o.GatekeeperListen != "" || o.Config.Has("gatekeeper") {
+		gatekeeperSection := map[string]any{
+			"keyFiles": []string{s.file("attestor.pub")},
+			"tls":      map[string]any{"dir": filepath.Join(o.Dir, "gatekeeper"), "names": []string{"127.0.0.1", "localhost"}},
+			"auth":     map[string]any{"tokenFile": s.file("token")},
+		}
+		if o.GatekeeperListen != "" {
+			gatekeeperSection["listen"] = o.GatekeeperListen
+		}
+		sections["gatekeeper"] = o.Config.Fill("gatekeeper", gatekeeperSection)
+	}
+	return o.Config.With(sections)
 }
 
 // StartService starts a service that is stopped.
@@ -245,7 +298,7 @@ func (a *AllInOne) StartService(name string) error {
 	if a.running[name] != nil {
 		return fmt.Errorf("service %s is running", name)
 	}
-	for _, s := range Services() {
+	for _, s := range append(Services(), Optional()...) {
 		if s.Name != name {
 			continue
 		}
@@ -333,7 +386,8 @@ func (a *AllInOne) listening(ctx context.Context, address string) error {
 	}
 }
 
-func freeAddress(ctx context.Context) (string, error) {
+// FreeAddress returns a loopback address on which nothing listens.
+func FreeAddress(ctx context.Context) (string, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -367,6 +421,9 @@ func loadSecrets(dir string) (secrets, error) {
 		}
 		*into = string(b)
 	}
+	if err := s.advisorKey(); err != nil {
+		return s, fmt.Errorf("key of advisor: %w", err)
+	}
 	public, err := os.ReadFile(s.file("attestor.pub"))
 	if errors.Is(err, fs.ErrNotExist) {
 		var private []byte
@@ -385,6 +442,18 @@ func loadSecrets(dir string) (secrets, error) {
 	return s, nil
 }
 
+// advisorKey makes the key that signs advisory snapshots.
+func (s secrets) advisorKey() error {
+	if _, err := os.Stat(s.file("advisor.pub")); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	private, public, err := artefact.GenerateKey()
+	if err != nil {
+		return err
+	}
+	return errors.Join(keep(s.file("advisor.key"), string(private)), keep(s.file("advisor.pub"), string(public)))
+}
+
 func keep(name, secret string) error {
 	if err := os.WriteFile(name, []byte(secret), 0o600); err != nil {
 		return fmt.Errorf("keep secret: %w", err)
@@ -397,6 +466,9 @@ func random() string {
 	_, _ = rand.Read(b) // documented never to fail
 	return hex.EncodeToString(b)
 }
+
+// GatekeeperDir returns where gatekeeper keeps its authority and certificate.
+func (a *AllInOne) GatekeeperDir() string { return filepath.Join(a.dir, "gatekeeper") }
 
 // SecretFile returns where a secret of this data directory is kept.
 func (a *AllInOne) SecretFile(name string) string {
