@@ -312,6 +312,77 @@ func TestNewAdvisoriesTouchOnlyWhomTheyMust(t *testing.T) {
 	}
 }
 
+// An image that is matched with the old snapshot while the new one is known to
+// nobody but the advisor is caught, also by a catalog that was away meanwhile,
+// and a matcher and an attestor that stop in between lose nothing.
+func TestMatchedWhileASnapshotSpreads(t *testing.T) {
+	dir := t.TempDir()
+	const day1, day2 = "2026-05-01T00:00:00Z", "2026-05-02T00:00:00Z"
+	writeOSV(t, dir, osv{id: "TEST-MINIMIST", name: "minimist", fixed: "1.2.6", modified: day1})
+	a := startAdvised(t, dir)
+	amd := sample.Image{Platform: sample.AMD64}
+	early := a.push("team/early", "1", npmImage(t, amd, [2]string{"lodash", "4.17.4"}))
+	a.attested(early)
+	first := a.changed(1)
+	a.quiet()
+	stop := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			if err := a.StopService(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	begin := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			if err := a.StartService(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	stop("catalog")
+	writeOSV(t, dir, osv{id: "TEST-MINIMIST", name: "minimist", fixed: "1.2.6", modified: day1},
+		osv{id: "TEST-LODASH", name: "lodash", fixed: "4.17.21", modified: day2})
+	second := a.changed(2)
+	late := a.push("team/late", "1", npmImage(t, amd, [2]string{"lodash", "4.17.20"}))
+	other := a.push("team/other", "1", npmImage(t, amd, [2]string{"express", "3.0.0"}))
+	a.attested(late, other)
+	for _, p := range []sample.Pushed{late, other} {
+		if v, err := a.verify(p.String()); err != nil || !v.Verified || v.Statements[0].Sequence != first.Snapshot.Sequence {
+			t.Fatalf("%s was not matched with the old snapshot: %+v, %v", p, v, err)
+		}
+	}
+	stop("matcher", "attestor")
+	begin("catalog")
+	a.log.wait(t, func(l *events) string {
+		for _, p := range []sample.Pushed{early, late} {
+			if len(l.about(contracts.ImageRematchV1, p.String())) == 0 {
+				return p.String() + " is not asked for"
+			}
+		}
+		return ""
+	})
+	stop("catalog")
+	begin("attestor", "matcher", "catalog")
+	a.attestedWith(second.Snapshot.Sequence, early.String(), late.String())
+	a.quiet()
+	lanes := a.rematched(second.Snapshot.Sequence)
+	want := []string{early.String(), late.String()}
+	slices.Sort(want)
+	if got := lanes[contracts.LaneBulk]; !slices.Equal(got, want) || len(lanes[contracts.LaneFresh]) != 0 {
+		t.Errorf("asked for %v, want %v", lanes, want)
+	}
+	for _, subject := range want {
+		if r := a.report(subject); r.Verdict != contracts.VerdictFail || len(a.referrers(subject)) != 4 {
+			t.Errorf("%s: verdict %s, %d referrers", subject, r.Verdict, len(a.referrers(subject)))
+		}
+	}
+	if problems := a.problems(); len(problems) != 2 {
+		t.Errorf("%d problems are open, want two: %+v", len(problems), problems)
+	}
+}
+
 // sharedAdvisories returns the folder of real advisories, which is beside the
 // repository where there is one.
 func sharedAdvisories(t *testing.T) string {
@@ -552,7 +623,7 @@ func TestTodayAfterYesterday(t *testing.T) {
 
 	var pushed []sample.Pushed
 	for i := range images {
-		l, err := sample.NewLayer("COPY app", sample.File{Path: "app/own.bin", Body: sample.Noise(uint64(i), 64)}) //nolint:gosec // small
+		l, err := sample.NewLayer("COPY app", sample.File{Path: "app/own.bin", Body: sample.Noise(uint64(i), 64)})
 		if err != nil {
 			t.Fatal(err)
 		}
