@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
@@ -62,13 +63,7 @@ func printFleet(w io.Writer, r contracts.FleetReport) error {
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nPRODUCT\tIMAGES\tOUTDATED\tEND OF LIFE\tOLDEST\tLATEST\tBEHIND")
 	for _, l := range r.Servers {
-		behind := "unknown"
-		switch {
-		case l.Outdated == 0 && l.EOL == 0:
-			behind = "-"
-		case l.WorstDays != nil && *l.WorstDays > 0:
-			behind = fmt.Sprintf("at least %d days", *l.WorstDays)
-		}
+		behind := behindText(l)
 		latest := l.Latest
 		if latest == "" {
 			latest = "unknown"
@@ -79,4 +74,30 @@ func printFleet(w io.Writer, r contracts.FleetReport) error {
 		return fmt.Errorf("write output: %w", err)
 	}
 	return nil
+}
+
+// behindText says how far the worst of a product's versions runs behind: by
+// release lines, and by days where the data tells.
+func behindText(l contracts.ServerLag) string {
+	if l.Outdated == 0 && l.EOL == 0 {
+		return "-"
+	}
+	var parts []string
+	if l.WorstLines != nil && *l.WorstLines > 0 {
+		parts = append(parts, fmt.Sprintf("%s", plural(*l.WorstLines, "release line")))
+	}
+	if l.WorstDays != nil && *l.WorstDays > 0 {
+		parts = append(parts, fmt.Sprintf("at least %d days", *l.WorstDays))
+	}
+	if len(parts) == 0 {
+		return "within its release line"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
