@@ -34,7 +34,7 @@ func fleet(t testing.TB, n, sharedBytes, ownBytes int) []sample.Image {
 	}
 	var out []sample.Image
 	for i := range n {
-		own := layer("COPY app", sample.NPM("app", fmt.Sprintf("own-%d", i), "1.0.0"), sample.File{Path: "app/own.bin", Body: sample.Noise(uint64(1000+i), ownBytes)}) //nolint:gosec // small
+		own := layer("COPY app", sample.NPM("app", fmt.Sprintf("own-%d", i), "1.0.0"), sample.File{Path: "app/own.bin", Body: sample.Noise(uint64(1000+i), ownBytes)})
 		out = append(out, sample.Image{Platform: sample.AMD64, Layers: append(append([]sample.Layer{}, shared...), own)})
 	}
 	return out

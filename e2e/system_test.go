@@ -238,16 +238,6 @@ func (s *system) call(method, to string, headers map[string]string, body []byte)
 	return resp.StatusCode, answer
 }
 
-// submit asks for a scan by hand.
-func (s *system) submit(ref string) {
-	s.t.Helper()
-	body, _ := json.Marshal(map[string]string{"ref": ref})
-	status, answer := s.call(http.MethodPost, s.Intake+"/v1/submit", map[string]string{"Authorization": "Bearer " + s.Token}, body)
-	if status/100 != 2 {
-		s.t.Fatalf("submit %s: %d %s", ref, status, answer)
-	}
-}
-
 // events are all events of a pipeline in the order in which they were read.
 type events struct {
 	mu      sync.Mutex

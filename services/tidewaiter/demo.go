@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -87,15 +88,15 @@ func (d *demo) start(ctx context.Context, dir string) (stop func() error, err er
 		return nil, err
 	}
 	o.GatekeeperListen = d.gatekeeper
-	const secret = "the demo's own secret, of no use elsewhere"
-	if d.tracker, err = startStub(ctx, secret); err != nil {
+	token := rand.Text()
+	if d.tracker, err = startStub(ctx, token); err != nil {
 		return nil, err
 	}
 	secretFile := filepath.Join(dir, "tracker.secret")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory for the demo: %w", err)
 	}
-	if err := os.WriteFile(secretFile, []byte(secret), 0o600); err != nil {
+	if err := os.WriteFile(secretFile, []byte(token), 0o600); err != nil {
 		return nil, fmt.Errorf("write the stub's secret: %w", err)
 	}
 	empty, err := run.Parse("", nil, func(string) (string, bool) { return "", false })

@@ -84,7 +84,7 @@ func behindText(l contracts.ServerLag) string {
 	}
 	var parts []string
 	if l.WorstLines != nil && *l.WorstLines > 0 {
-		parts = append(parts, fmt.Sprintf("%s", plural(*l.WorstLines, "release line")))
+		parts = append(parts, plural(*l.WorstLines, "release line"))
 	}
 	if l.WorstDays != nil && *l.WorstDays > 0 {
 		parts = append(parts, fmt.Sprintf("at least %d days", *l.WorstDays))

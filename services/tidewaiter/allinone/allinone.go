@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -274,6 +275,9 @@ func (a *AllInOne) configure(o Options, s secrets) (*run.Config, error) {
 		if len(o.Follow) > 0 {
 			advisorSection["from"] = o.Follow
 		}
+		if local(o.Follow) {
+			advisorSection["poll"] = "5s"
+		}
 		sections["advisor"] = o.Config.Fill("advisor", advisorSection)
 		sections["matcher"] = o.Config.Fill("matcher", matcherSection)
 	}
@@ -289,6 +293,11 @@ func (a *AllInOne) configure(o Options, s secrets) (*run.Config, error) {
 		sections["gatekeeper"] = o.Config.Fill("gatekeeper", gatekeeperSection)
 	}
 	return o.Config.With(sections)
+}
+
+// local says whether all sources are on this machine, where looking costs nothing.
+func local(sources []string) bool {
+	return len(sources) > 0 && !slices.ContainsFunc(sources, func(s string) bool { return strings.Contains(s, "://") })
 }
 
 // StartService starts a service that is stopped.
