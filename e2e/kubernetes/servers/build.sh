@@ -2,6 +2,7 @@
 # Builds etcd and kube-apiserver from their Go modules, once, and prints the
 # directory that holds them. It is below $XDG_CACHE_HOME (~/.cache), named after
 # the versions. The first build takes some minutes and about 1 GB of modules.
+# With --cached nothing is built: exit code 1 says that it would have to be.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export GOWORK=off GOFLAGS=-mod=readonly CGO_ENABLED=0
@@ -12,6 +13,10 @@ etcd=$(version etcd go.etcd.io/etcd/server/v3)
 minor=${kube#v1.}
 minor=${minor%%.*}
 out=${XDG_CACHE_HOME:-$HOME/.cache}/tidewaiter/kubernetes/$kube-etcd-$etcd
+if [ "${1:-}" = --cached ]; then
+  [ -x "$out/etcd" ] && [ -x "$out/kube-apiserver" ] && echo "$out"
+  exit
+fi
 mkdir -p "$out"
 
 # build FOLDER NAME PACKAGE LDFLAGS: under another name first, so that what has
