@@ -137,7 +137,7 @@ func name(i contracts.Image, p *contracts.Platform) string {
 
 func (n *narrator) analyzed(at time.Time, e contracts.LayerAnalyzed) {
 	n.say(contracts.TimelineEntry{Time: at, Step: contracts.StepAnalyzed, Service: "analyzer", Subject: e.Digest},
-		fmt.Sprintf("layer %s: %d packages in %s, %d ms of CPU%s", short(e.Digest), e.Packages, bytesText(e.Bytes), e.CPUMs, gapsText(e.Gaps)))
+		fmt.Sprintf("layer %s: %s in %s, %d ms of CPU%s", short(e.Digest), plural(e.Packages, "package"), bytesText(e.Bytes), e.CPUMs, gapsText(e.Gaps)))
 }
 
 func (n *narrator) deduplicated(at time.Time, e contracts.LayerAnalyzed) {
@@ -152,7 +152,7 @@ func (n *narrator) layerFailed(at time.Time, e contracts.LayerFailed) {
 
 func (n *narrator) assembled(at time.Time, e contracts.ImageAssembled) {
 	n.say(contracts.TimelineEntry{Time: at, Step: contracts.StepAssembled, Service: "assembler", Subject: e.Image.String()},
-		fmt.Sprintf("%s %s: %d packages%s", name(e.Image, e.Platform), short(e.Image.Digest), e.Packages, gapsText(e.Gaps)))
+		fmt.Sprintf("%s %s: %s%s", name(e.Image, e.Platform), short(e.Image.Digest), plural(e.Packages, "package"), gapsText(e.Gaps)))
 }
 
 func (n *narrator) matched(at time.Time, e contracts.ImageMatched) {
@@ -302,11 +302,11 @@ func gapsText(gaps int) string {
 	if gaps == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", %d gaps", gaps)
+	return ", " + plural(gaps, "gap")
 }
 
 func countsText(c contracts.Counts) string {
-	text := fmt.Sprintf("%d findings", c.Total())
+	text := plural(c.Total(), "finding")
 	if c.Total() > 0 {
 		text += fmt.Sprintf(" (%d critical, %d high, %d medium, %d low, %d unknown; %d with a fix, %d known to be exploited)",
 			c.Critical, c.High, c.Medium, c.Low, c.Unknown, c.Fixable, c.KEV)
