@@ -318,6 +318,28 @@ type Counts struct {
 // Total returns how many findings were counted.
 func (c Counts) Total() int { return c.Critical + c.High + c.Medium + c.Low + c.Unknown }
 
+// Add counts one more finding.
+func (c *Counts) Add(f *Finding) {
+	switch f.Severity {
+	case SeverityCritical:
+		c.Critical++
+	case SeverityHigh:
+		c.High++
+	case SeverityMedium:
+		c.Medium++
+	case SeverityLow:
+		c.Low++
+	default:
+		c.Unknown++
+	}
+	if len(f.Fixed) > 0 {
+		c.Fixable++
+	}
+	if f.KEV {
+		c.KEV++
+	}
+}
+
 // Verdicts of a policy.
 const (
 	VerdictPass = "pass"

@@ -213,24 +213,7 @@ func Count(findings []contracts.Finding) contracts.Counts {
 		if !policy.Counts(f) {
 			continue
 		}
-		switch f.Severity {
-		case contracts.SeverityCritical:
-			c.Critical++
-		case contracts.SeverityHigh:
-			c.High++
-		case contracts.SeverityMedium:
-			c.Medium++
-		case contracts.SeverityLow:
-			c.Low++
-		default:
-			c.Unknown++
-		}
-		if len(f.Fixed) > 0 {
-			c.Fixable++
-		}
-		if f.KEV {
-			c.KEV++
-		}
+		c.Add(f)
 	}
 	return c
 }

@@ -117,7 +117,7 @@ func printFindings(out io.Writer, findings []contracts.Finding, p painter) {
 			excused++
 			continue
 		}
-		add(&c, f)
+		c.Add(f)
 		row := []string{f.Severity, f.ID, f.Package.Name, f.Package.Version, fixed(f.Fixed), mark(f.KEV, "KEV"), f.EPSS, layer(f.Layer)}
 		if platforms {
 			row = append(row, f.Platform)
@@ -133,27 +133,6 @@ func printFindings(out io.Writer, findings []contracts.Finding, p painter) {
 		c.Total(), c.Critical, c.High, c.Medium, c.Low, c.Unknown, c.Fixable, c.KEV)
 	if excused > 0 {
 		fmt.Fprintf(out, "Beside these, not affecting it or excused by the policy: %d\n", excused)
-	}
-}
-
-func add(c *contracts.Counts, f *contracts.Finding) {
-	switch f.Severity {
-	case contracts.SeverityCritical:
-		c.Critical++
-	case contracts.SeverityHigh:
-		c.High++
-	case contracts.SeverityMedium:
-		c.Medium++
-	case contracts.SeverityLow:
-		c.Low++
-	default:
-		c.Unknown++
-	}
-	if len(f.Fixed) > 0 {
-		c.Fixable++
-	}
-	if f.KEV {
-		c.KEV++
 	}
 }
 
