@@ -112,12 +112,12 @@ func short(digest string) string {
 }
 
 func (n *narrator) pushed(p sample.Pushed) {
-	what := "one platform"
-	if len(p.Platforms) > 1 {
-		what = fmt.Sprintf("%d platforms", len(p.Platforms))
+	what := "" // of a copied image nothing is known yet
+	if len(p.Platforms) > 0 {
+		what = fmt.Sprintf(" (%s, %s)", plural(len(p.Platforms), "platform"), plural(len(p.Layers), "distinct layer"))
 	}
 	n.say(contracts.TimelineEntry{Step: contracts.StepPushed, Subject: p.String(), Registry: p.Ref.Registry, Image: p.String()},
-		fmt.Sprintf("%s:%s %s (%s, %d distinct layers)", p.Ref.Repository, p.Ref.Tag, short(p.Ref.Digest), what, len(p.Layers)))
+		fmt.Sprintf("%s:%s %s%s", p.Ref.Repository, p.Ref.Tag, short(p.Ref.Digest), what))
 }
 
 func (n *narrator) planned(at time.Time, e contracts.ImagePlanned) {
