@@ -136,6 +136,7 @@ func (g *Gatekeeper) resolve(ctx context.Context, ref registry.Ref) (string, err
 func (g *Gatekeeper) lookup(ctx context.Context, image contracts.Image) (d statement.Decision, remembered bool, err error) {
 	key := image.String()
 	i := g.recall(ctx, key)
+	known := i.bundle
 	if i.bundle != nil {
 		d, err = g.verify(ctx, image.Digest, []statement.Bundle{*i.bundle}, i.seen)
 		genuine := err == nil || errors.Is(err, statement.ErrVerdict)
@@ -146,7 +147,7 @@ func (g *Gatekeeper) lookup(ctx context.Context, image contracts.Image) (d state
 			i.bundle = nil
 		}
 	}
-	found, foundErr := g.ask(ctx, image)
+	found, foundErr := g.ask(ctx, image, known)
 	if i.bundle != nil && transient(foundErr) {
 		return d, true, err
 	}
@@ -159,10 +160,15 @@ func transient(err error) bool {
 }
 
 // ask reads an image's statements from its registry, verifies them and
-// remembers the one that decides. Those who ask at the same time share one answer.
-func (g *Gatekeeper) ask(ctx context.Context, image contracts.Image) (statement.Decision, error) {
+// remembers the one that decides. Those who ask at the same time share one
+// answer, also who comes when it has just been given: known is what the caller
+// found in memory, and what is there by now beside it is not read again.
+func (g *Gatekeeper) ask(ctx context.Context, image contracts.Image, known *statement.Bundle) (statement.Decision, error) {
 	key := image.String()
 	return g.statements.do(ctx, key, func(ctx context.Context) (statement.Decision, error) {
+		if i, ok := g.memory.get(key); ok && i.bundle != nil && i.bundle != known {
+			return g.verify(ctx, image.Digest, []statement.Bundle{*i.bundle}, i.seen)
+		}
 		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 		defer cancel()
 		start := time.Now()

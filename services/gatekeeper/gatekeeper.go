@@ -123,7 +123,8 @@ func (g *Gatekeeper) Handle(ctx context.Context, in event.Event) ([]event.Event,
 			return nil, nil
 		}
 	}
-	_, err = g.ask(ctx, a.Image)
+	before, _ := g.memory.get(a.Image.String())
+	_, err = g.ask(ctx, a.Image, before.bundle)
 	if at, again := registry.RetryAt(err, 1); again {
 		return nil, bus.Later(err, at)
 	}
