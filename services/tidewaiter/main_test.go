@@ -17,6 +17,7 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/analyzer/worker"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/sample"
 )
@@ -63,6 +64,11 @@ func TestUsage(t *testing.T) {
 		{[]string{"config", "check", empty + "/none"}, run.ExitUsage, "none"},
 		{[]string{"webhook", "decode", "--source", "fax"}, run.ExitUsage, "fax"},
 		{[]string{"webhook", "decode", "--source", "distribution", "-H", "nocolon"}, run.ExitUsage, "colon"},
+		{[]string{"up", "--advisories", empty + "/none", "--data", empty}, run.ExitUsage, "none"},
+		{[]string{"deployed", "import", empty + "/none"}, run.ExitUsage, "none"},
+		{[]string{"deployed", "import", "-", "--data", empty}, run.ExitUsage, "no image"},
+		{[]string{"advisories", "pull", "nowhere", "--key", "x"}, run.ExitUsage, "nowhere"},
+		{[]string{"advisories", "pull", "127.0.0.1:1/a/b", "--key", empty + "/none"}, run.ExitUsage, "none"},
 		{[]string{"demo", "--advisories", empty + "/none"}, run.ExitUsage, "none"},
 	} {
 		code, stdout, stderr := tidewaiter(t, "", test.args...)
@@ -357,6 +363,38 @@ func TestAdvisoriesBuildAndStatus(t *testing.T) {
 	}
 	if status.Snapshot != built.Snapshot || status.Records != 1 {
 		t.Errorf("status %+v", status)
+	}
+}
+
+func TestKeysForAdvisor(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "advisor")
+	if code, _, stderr := tidewaiter(t, "", "keys", "generate", "--for", "advisor", "--out", out); code != run.ExitOK {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	if _, err := artefact.LoadKey(out + ".key"); err != nil {
+		t.Error(err)
+	}
+	if keys, err := artefact.LoadPublicKeys(out + ".pub"); err != nil || len(keys) != 1 {
+		t.Errorf("%d keys, %v", len(keys), err)
+	}
+}
+
+func TestReadImages(t *testing.T) {
+	d := contracts.DigestOf([]byte("x"))
+	got, err := readImages(strings.NewReader("# what runs\n\nr.example.com/a/b@" + d + "\n  r.example.com:5000/c:1.2@" + d + "\ndocker-pullable://r.example.com/e@" + d + "\n"))
+	want := []string{"r.example.com/a/b@" + d, "r.example.com:5000/c@" + d, "r.example.com/e@" + d}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+	for in, why := range map[string]string{
+		"":                                "no image",
+		"r.example.com/a:1\n":             "line 1",
+		"# x\nr.example.com/a@sha256:1\n": "line 2",
+		"a@" + d + "\n":                   "line 1",
+	} {
+		if _, err := readImages(strings.NewReader(in)); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("%q: %v, want %q in it", in, err, why)
+		}
 	}
 }
 
