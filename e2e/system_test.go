@@ -423,7 +423,7 @@ func (s *system) waiting(client *kafka.Client) ([]string, error) {
 		return nil, fmt.Errorf("list offsets: %w", err)
 	}
 	var waiting []string
-	for _, service := range allinone.Services() {
+	for _, service := range append(allinone.Services(), allinone.Optional()...) {
 		committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: service.Name, Topics: partitions})
 		if err != nil {
 			return nil, fmt.Errorf("offsets of %s: %w", service.Name, err)
