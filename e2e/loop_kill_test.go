@@ -69,7 +69,7 @@ type loop struct {
 	up         *up
 	advisories string // folder
 	tracker    *stub.Tracker
-	killer   *killer
+	killer     *killer
 	about      string // the package that the present round is about
 	records    []osv
 	pushed     []sample.Pushed
