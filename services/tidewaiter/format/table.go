@@ -100,6 +100,13 @@ func writeTable(w io.Writer, scan *contracts.Scan, o Options) error {
 	return out.Flush()
 }
 
+// sameElsewhere says whether two findings are the same in two platforms of an
+// image: they share a row.
+func sameElsewhere(a, b *contracts.Finding) bool {
+	return counts(a) && a.ID == b.ID && a.Package.PURL == b.Package.PURL && a.Platform != b.Platform &&
+		a.Layer != nil && b.Layer != nil && a.Layer.Digest == b.Layer.Digest
+}
+
 func printFindings(out io.Writer, findings []contracts.Finding, p painter) {
 	platforms := false
 	for i := range findings {
@@ -121,6 +128,11 @@ func printFindings(out io.Writer, findings []contracts.Finding, p painter) {
 		row := []string{f.Severity, f.ID, f.Package.Name, f.Package.Version, fixed(f.Fixed), mark(f.KEV, "KEV"), f.EPSS, layer(f.Layer)}
 		if platforms {
 			row = append(row, f.Platform)
+		}
+		if platforms && i > 0 && sameElsewhere(&findings[i-1], f) && len(t.rows) > 0 {
+			last := t.rows[len(t.rows)-1]
+			last[len(last)-1] += ", " + f.Platform
+			continue
 		}
 		t.rows = append(t.rows, row)
 		t.colours = append(t.colours, severityColour(f.Severity))
