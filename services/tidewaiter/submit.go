@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/services/catalog"
 )
 
 // submitCmd sends a push event by hand.
@@ -21,16 +22,6 @@ type submitCmd struct {
 
 func (*submitCmd) Help() string {
 	return "Examples:\n  tidewaiter submit registry.example.com/team/app:1.2\n  tidewaiter submit registry.example.com/team/app:1.2 --wait --output json"
-}
-
-// imageState is what catalog's API says of one image.
-type imageState struct {
-	Image   string           `json:"image"`
-	State   string           `json:"state"`
-	Verdict string           `json:"verdict,omitempty"`
-	Reason  string           `json:"reason,omitempty"`
-	Counts  contracts.Counts `json:"counts"`
-	Updated time.Time        `json:"updated"`
 }
 
 func (c *submitCmd) Run(ctx context.Context, s *streams) error {
@@ -62,14 +53,14 @@ func (c *submitCmd) Run(ctx context.Context, s *streams) error {
 	}
 	switch {
 	case state.State != "attested":
-		return policyError(fmt.Errorf("%s ended as %s: %s", c.Ref, state.State, state.Reason))
+		return policyError(fmt.Errorf("%s ended as %s; tidewaiter where %s tells why", c.Ref, state.State, c.Ref))
 	case state.Verdict == contracts.VerdictFail:
-		return policyError(fmt.Errorf("the policy fails %s: %s", c.Ref, state.Reason))
+		return policyError(fmt.Errorf("the policy fails %s; tidewaiter where %s tells what was found", c.Ref, c.Ref))
 	}
 	return nil
 }
 
-func (c *submitCmd) wait(ctx context.Context, a *api) (imageState, error) {
+func (c *submitCmd) wait(ctx context.Context, a *api) (catalog.ImageEntry, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	tick := time.NewTicker(500 * time.Millisecond)
@@ -77,14 +68,14 @@ func (c *submitCmd) wait(ctx context.Context, a *api) (imageState, error) {
 	for {
 		body, err := a.get(ctx, "/v1/images?ref="+url.QueryEscape(c.Ref))
 		if err != nil && ctx.Err() == nil {
-			return imageState{}, err
+			return catalog.ImageEntry{}, err
 		}
 		if err == nil {
 			var found struct {
-				Images []imageState `json:"images"`
+				Images []catalog.ImageEntry `json:"images"`
 			}
 			if err := decode(body, &found); err != nil {
-				return imageState{}, err
+				return catalog.ImageEntry{}, err
 			}
 			for _, i := range found.Images {
 				switch i.State {
@@ -95,7 +86,7 @@ func (c *submitCmd) wait(ctx context.Context, a *api) (imageState, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return imageState{}, unavailable(errors.New("no verdict in time; tidewaiter where " + c.Ref + " shows how far it came"))
+			return catalog.ImageEntry{}, unavailable(errors.New("no verdict in time; tidewaiter where " + c.Ref + " shows how far it came"))
 		case <-tick.C:
 		}
 	}

@@ -122,7 +122,7 @@ func (s *side) digests(e snapshot.Entry) map[string]uint64 {
 			if releaseOf[i] == "" || releaseOf[i] == release {
 				s.statement(h, e, e.Candidate(i), &records[i])
 				for _, name := range heads(&records[i]) {
-					root := same.find(name)
+					root := same.Find(name)
 					if _, ok := labels[root]; !ok {
 						labels[root] = len(labels)
 					}
@@ -209,45 +209,21 @@ func heads(r *snapshot.Record) []string {
 
 // groups finds the names of one vulnerability, as matching does: an advisory
 // about several joins none of them.
-func groups(records []snapshot.Record) union {
-	u := union{}
+func groups(records []snapshot.Record) snapshot.Aliases {
+	u := snapshot.Aliases{}
 	for i := range records {
 		r := &records[i]
 		if len(r.Upstream) > 1 {
 			continue
 		}
 		for _, name := range r.Aliases {
-			u.join(r.ID, name)
+			u.Join(r.ID, name)
 		}
 		for _, name := range r.Upstream {
-			u.join(r.ID, name)
+			u.Join(r.ID, name)
 		}
 	}
 	return u
-}
-
-// union is a union-find over names.
-type union map[string]string
-
-func (u union) find(name string) string {
-	for {
-		up, ok := u[name]
-		if !ok {
-			return name
-		}
-		name = up
-	}
-}
-
-func (u union) join(a, b string) {
-	a, b = u.find(a), u.find(b)
-	if a == b {
-		return
-	}
-	if b < a {
-		a, b = b, a
-	}
-	u[b] = a
 }
 
 // ecosystems returns those, with release, that only one of the snapshots has

@@ -117,20 +117,20 @@ func (m *Matcher) finding(r snapshot.Record, names []string) contracts.Finding {
 // other, or the same vulnerability, as an alias. An advisory that answers
 // several vulnerabilities joins none of them.
 func group(all []*advice) {
-	same := union{}
+	same := snapshot.Aliases{}
 	for _, a := range all {
 		if len(a.parts) != 1 {
 			continue
 		}
 		f := &a.parts[0].finding
 		for _, alias := range f.Aliases {
-			same.join(f.ID, alias)
+			same.Join(f.ID, alias)
 		}
 	}
 	numbers := map[string]int{}
 	for _, a := range all {
 		for i := range a.parts {
-			root := same.find(a.parts[i].finding.ID)
+			root := same.Find(a.parts[i].finding.ID)
 			n, ok := numbers[root]
 			if !ok {
 				n = len(numbers)
@@ -139,28 +139,4 @@ func group(all []*advice) {
 			a.parts[i].group = n
 		}
 	}
-}
-
-// union is a union-find over names.
-type union map[string]string
-
-func (u union) find(name string) string {
-	for {
-		up, ok := u[name]
-		if !ok {
-			return name
-		}
-		name = up
-	}
-}
-
-func (u union) join(a, b string) {
-	a, b = u.find(a), u.find(b)
-	if a == b {
-		return
-	}
-	if b < a { // the same root whatever the order
-		a, b = b, a
-	}
-	u[b] = a
 }
