@@ -15,10 +15,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/tidewaiter/tidewaiter/services/intake/hook"
 )
 
 var hashes = map[string]func() hash.Hash{"sha256": sha256.New, "sha1": sha1.New}
@@ -33,9 +36,10 @@ const rereadEvery = time.Second
 type verifier struct {
 	open   bool   // nothing is asked for
 	header string // that holds the proof
-	// expected makes, from a secret, what the header must hold.
-	expected func(secret string, body []byte) string
-	// present takes the proof out of the header; nil: it is the whole value.
+	query  string // parameter of the URL that holds it, where there is no header
+	// expected makes, from a secret, what the proof must be.
+	expected func(secret string, signed []byte) string
+	// present takes the proof out of the value; nil: it is the whole value.
 	present  func(value string) (string, bool)
 	needBody bool
 	secret   *secret
@@ -43,7 +47,7 @@ type verifier struct {
 }
 
 // newVerifier reads the secrets that auth names.
-func newVerifier(auth Auth, log *slog.Logger) (*verifier, error) {
+func newVerifier(auth Auth, kind hook.Kind, log *slog.Logger) (*verifier, error) {
 	switch {
 	case auth.None:
 		return &verifier{open: true}, nil
@@ -62,11 +66,14 @@ func newVerifier(auth Auth, log *slog.Logger) (*verifier, error) {
 		s, err := newSecret(auth.Header.ValueFile, auth.Header.ValueEnv, log)
 		return &verifier{
 			header: canonical(auth.Header.Name), secret: s,
-			expected: func(secret string, _ []byte) string { return secret },
+			expected: itself,
 		}, err
 	case auth.HMAC != nil:
 		s, err := newSecret(auth.HMAC.SecretFile, auth.HMAC.SecretEnv, log)
-		return signed(canonical(auth.HMAC.Header), auth.HMAC.Algorithm, auth.HMAC.Prefix, s), err
+		return signed(auth.HMAC.signature(kind), s), err
+	case auth.Query != nil:
+		s, err := newSecret(auth.Query.ValueFile, auth.Query.ValueEnv, log)
+		return &verifier{query: auth.Query.Name, secret: s, expected: itself}, err
 	}
 	return nil, errors.New("no authentication is configured")
 }
@@ -74,22 +81,25 @@ func newVerifier(auth Auth, log *slog.Logger) (*verifier, error) {
 func bearer(s *secret) *verifier {
 	return &verifier{
 		header: "Authorization", secret: s, scheme: "Bearer", present: schemed("Bearer"),
-		expected: func(secret string, _ []byte) string { return secret },
+		expected: itself,
 	}
 }
 
-func signed(header, algorithm, prefix string, s *secret) *verifier {
-	if algorithm == "" {
-		algorithm = "sha256"
+// itself is what a verifier expects of a secret that is presented as it stands.
+func itself(secret string, _ []byte) string { return secret }
+
+func signed(sig hook.Signature, s *secret) *verifier {
+	if sig.Algorithm == "" {
+		sig.Algorithm = "sha256"
 	}
 	return &verifier{
-		header: header, secret: s, needBody: true,
+		header: canonical(sig.Header), secret: s, needBody: true,
 		present: func(value string) (string, bool) {
-			digits, ok := strings.CutPrefix(value, prefix)
-			return strings.ToLower(digits), ok
+			digits, ok := strings.CutPrefix(value, sig.Prefix)
+			return strings.ToLower(digits), ok || sig.Bare
 		},
 		expected: func(secret string, body []byte) string {
-			mac := hmac.New(hashes[algorithm], []byte(secret))
+			mac := hmac.New(hashes[sig.Algorithm], []byte(secret))
 			mac.Write(body)
 			return hex.EncodeToString(mac.Sum(nil))
 		},
@@ -109,17 +119,27 @@ func schemed(scheme string) func(string) (string, bool) {
 	}
 }
 
-// verify says whether the call proves itself. A missing header is a wrong one,
+// offer is what a call has to prove itself with.
+type offer struct {
+	header http.Header
+	url    *url.URL
+	signed []byte // what a signature covers
+}
+
+// verify says whether the call proves itself. A missing proof is a wrong one,
 // and so is one that is there twice. All secrets are compared, each in
 // constant time.
-func (v *verifier) verify(h http.Header, body []byte) bool {
+func (v *verifier) verify(o offer) bool {
 	if v.open {
 		return true
 	}
 	if v.secret == nil {
 		return false
 	}
-	values := h.Values(v.header)
+	values := o.header.Values(v.header)
+	if v.query != "" {
+		values = o.url.Query()[v.query]
+	}
 	value := ""
 	if len(values) == 1 {
 		value = values[0]
@@ -131,7 +151,7 @@ func (v *verifier) verify(h http.Header, body []byte) bool {
 	got := sha256.Sum256([]byte(proof)) // equal lengths, so that none shows
 	match := 0
 	for _, s := range v.secret.current() {
-		want := sha256.Sum256([]byte(v.expected(s, body)))
+		want := sha256.Sum256([]byte(v.expected(s, o.signed)))
 		match |= subtle.ConstantTimeCompare(got[:], want[:])
 	}
 	return ok && proof != "" && match == 1

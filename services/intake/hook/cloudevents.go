@@ -355,12 +355,12 @@ func ParseReference(s string) (Reference, error) {
 	return ref, nil
 }
 
-// cloudEventsHandshake grants the abuse protection request of a sender
+// cloudEventsPreflight grants the abuse protection request of a sender
 // (CloudEvents, http-webhook.md, 4): the origin and the rate it asks for. Its
 // callback URL is never called.
-func cloudEventsHandshake(method string, h http.Header) (Answer, bool) {
+func cloudEventsPreflight(h http.Header) (Answer, bool) {
 	origin := h.Get("WebHook-Request-Origin")
-	if method != http.MethodOptions || origin == "" {
+	if origin == "" {
 		return Answer{}, false
 	}
 	out := http.Header{}

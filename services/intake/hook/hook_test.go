@@ -401,7 +401,7 @@ func TestReferenceRoundTrip(t *testing.T) {
 	})
 }
 
-func TestHandshake(t *testing.T) {
+func TestPreflight(t *testing.T) {
 	kind, ok := hook.Find("cloudevents")
 	if !ok {
 		t.Fatal("no kind cloudevents")
@@ -410,19 +410,19 @@ func TestHandshake(t *testing.T) {
 	h.Set("WebHook-Request-Origin", "events.example")
 	h.Set("WebHook-Request-Rate", "120")
 	h.Set("WebHook-Request-Callback", "https://callback.invalid/")
-	answer, ok := kind.Handshake(http.MethodOptions, h)
+	answer, ok := kind.Preflight(http.MethodOptions, h)
 	if !ok || answer.Status != http.StatusOK || answer.Header.Get("WebHook-Allowed-Origin") != "events.example" ||
 		answer.Header.Get("WebHook-Allowed-Rate") != "120" {
 		t.Errorf("got %+v, %v", answer, ok)
 	}
-	if _, ok := kind.Handshake(http.MethodPost, h); ok {
+	if _, ok := kind.Preflight(http.MethodPost, h); ok {
 		t.Error("a POST is taken for a handshake")
 	}
-	if _, ok := kind.Handshake(http.MethodOptions, http.Header{}); ok {
+	if _, ok := kind.Preflight(http.MethodOptions, http.Header{}); ok {
 		t.Error("OPTIONS without an origin is taken for a handshake")
 	}
 	distribution, _ := hook.Find("distribution")
-	if _, ok := distribution.Handshake(http.MethodOptions, h); ok {
+	if _, ok := distribution.Preflight(http.MethodOptions, h); ok {
 		t.Error("a Distribution registry has no handshake")
 	}
 }

@@ -17,27 +17,37 @@ type Signature struct {
 	Header    string
 	Algorithm string // "sha256" or "sha1"
 	Prefix    string // before the hex digits
+	// Bare: the prefix may be missing.
+	Bare bool
 }
 
 // Kind is one kind of sender.
 type Kind struct {
 	Name string
 	Says Says
-	// Signatures are those that the kind's senders make by themselves; a kind
-	// without any sends whatever its operator configures, usually Authorization.
+	// Signatures are those that the kind's senders make by themselves, the one
+	// that every version makes first; a kind without any sends whatever its
+	// operator configures, usually Authorization.
 	Signatures []Signature
-	decode     func(Request) ([]Event, error)
-	handshake  func(method string, h http.Header) (Answer, bool)
+	// SecretHeader is the header into which senders of the kind can be told to
+	// put the agreed secret as it stands, in the place of a signature.
+	SecretHeader string
+
+	decode    func(Request) ([]Event, error)
+	signed    func(Request) []byte             // nil: the body
+	preflight func(http.Header) (Answer, bool) // nil: the kind has none
+	handshake func(Request) (Answer, bool)     // nil: the kind has none
 }
 
 // Answer is the reply to a handshake.
 type Answer struct {
 	Status int
 	Header http.Header
+	Body   []byte
 }
 
-// Kinds lists every kind of sender that can be decoded. Issue by issue it
-// grows by a file and a row.
+// Kinds lists every kind of sender that can be decoded. deploy/registries.md
+// has a section a kind, in this order.
 func Kinds() []Kind {
 	all := Says{Registry: true, Tag: true, Digest: true, MediaType: true, Actor: true, Time: true, DeliveryID: true}
 	return []Kind{
@@ -47,7 +57,7 @@ func Kinds() []Kind {
 		// and there is one action more.
 		{Name: "gitlab", Says: all, decode: decodeDistribution},
 		// Whatever sends CloudEvents 1.0 with the usual field names.
-		{Name: "cloudevents", Says: all, decode: decodeCloudEvents, handshake: cloudEventsHandshake},
+		{Name: "cloudevents", Says: all, decode: decodeCloudEvents, preflight: cloudEventsPreflight},
 	}
 }
 
@@ -61,11 +71,29 @@ func Find(name string) (Kind, bool) {
 	return Kind{}, false
 }
 
-// Handshake answers a call by which a sender asks whether it may send. ok is
-// false for calls that are none.
-func (k Kind) Handshake(method string, h http.Header) (answer Answer, ok bool) {
+// Signed returns the bytes that a signature of this kind covers.
+func (k Kind) Signed(req Request) []byte {
+	if k.signed == nil {
+		return req.Body
+	}
+	return k.signed(req)
+}
+
+// Preflight answers an OPTIONS call by which a sender asks whether it may send.
+// ok is false for calls that are none.
+func (k Kind) Preflight(method string, h http.Header) (answer Answer, ok bool) {
+	if k.preflight == nil || method != http.MethodOptions {
+		return Answer{}, false
+	}
+	return k.preflight(h)
+}
+
+// Handshake answers an authenticated call that asks for an answer of its own
+// and tells of no image: a validation of the URL, a ping. ok is false for calls
+// that are none.
+func (k Kind) Handshake(req Request) (answer Answer, ok bool) {
 	if k.handshake == nil {
 		return Answer{}, false
 	}
-	return k.handshake(method, h)
+	return k.handshake(req)
 }
