@@ -276,7 +276,12 @@ func (s *Intake) message(src *source, e hook.Event, index int, received time.Tim
 		return event.Event{}, false, err
 	}
 	bus.Key(&ev, e.Registry+"/"+e.Repository)
-	ev.SetID(contracts.OutputID(Name, "/hooks/"+src.id, e.DeliveryID+"/"+strconv.Itoa(index), ev.Type(), ev.Subject()))
+	input := e.DeliveryID + "/" + strconv.Itoa(index)
+	if e.Unnamed {
+		// A later push of the same tag reads the same; it must not pass for this one.
+		input += "/" + strconv.FormatInt(received.UnixNano(), 10)
+	}
+	ev.SetID(contracts.OutputID(Name, "/hooks/"+src.id, input, ev.Type(), ev.Subject()))
 	return ev, over, nil
 }
 

@@ -20,23 +20,13 @@ import (
 
 // notYet are the directories of samples whose kind is not there, and why.
 var notYet = map[string]string{
-	"alibaba-acr":     "decoder in work",
-	"acr":             "decoder in work",
-	"artifactory":     "decoder in work",
-	"azure-eventgrid": "decoder in work",
-	"cloudsmith":      "decoder in work",
-	"dockerhub":       "decoder in work",
-	"ecr":             "decoder in work",
-	"gar":             "decoder in work",
-	"ghcr":            "decoder in work",
-	"gitea":           "decoder in work",
-	"harbor":          "decoder in work",
-	"ibm-icr":         "decoder in work",
-	"mirantis-dtr":    "decoder in work",
-	"nexus":           "decoder in work",
-	"ocir":            "decoder in work",
-	"quay":            "decoder in work",
-	"zot":             "decoder in work",
+	"alibaba-acr":  "decoder in work",
+	"ecr":          "decoder in work",
+	"gar":          "decoder in work",
+	"ibm-icr":      "decoder in work",
+	"mirantis-dtr": "decoder in work",
+	"ocir":         "decoder in work",
+	"zot":          "decoder in work",
 }
 
 // boundRegistry is the host of a sample's source if the payload names none.
@@ -206,9 +196,16 @@ func checkSharedSample(t *testing.T, s sharedSample) {
 	checkPublished(t, m, bound(s.meta.Events, src.Registry))
 	checkLetters(t, m, s.meta.Events, src.Registry)
 
-	published := len(m.events)
-	if w := call(in, s.method(), "/hooks/s"+query, s.header.Clone(), s.body); w.Code != s.meta.Expected.HTTPStatus || len(m.events) != published {
-		t.Errorf("again: got %d and %d events more, want %d and 0", w.Code, len(m.events)-published, s.meta.Expected.HTTPStatus)
+	// The same call again is published again only if nothing in it can tell it from a later push.
+	published, unnamed := len(m.events), 0
+	events, _ := hook.Decode(s.kind, hook.Request{Header: s.header, Body: s.body, Registry: src.Registry})
+	for _, e := range events {
+		if ok, _ := e.Publishable(); ok && e.Unnamed && w.Code == http.StatusAccepted {
+			unnamed++
+		}
+	}
+	if w := call(in, s.method(), "/hooks/s"+query, s.header.Clone(), s.body); w.Code != s.meta.Expected.HTTPStatus || len(m.events)-published != unnamed {
+		t.Errorf("again: got %d and %d events more, want %d and %d", w.Code, len(m.events)-published, s.meta.Expected.HTTPStatus, unnamed)
 	}
 
 	// A source that is bound to a registry speaks of that one alone.

@@ -4,11 +4,13 @@
 package hook
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -33,6 +35,7 @@ const (
 	maxActor      = 256
 	maxDeliveryID = 128
 	maxMediaType  = 255
+	maxUnix       = 253402300799 // the last second of the year 9999, behind which JSON has no times
 )
 
 // Action says what an event means for us.
@@ -66,7 +69,10 @@ type Event struct {
 	Actor      string
 	Time       time.Time // by the sender's clock
 	DeliveryID string    // the sender's id of the event, or a hash of it
-	Reason     string    // why this action, in words
+	// Unnamed: DeliveryID is a hash of bytes that hold neither an id nor a time,
+	// so that a later push may well have the same.
+	Unnamed bool
+	Reason  string // why this action, in words
 	// Hint says of an ignored push why it looks like no image. Such a push still
 	// goes to planner, which reads the manifest and decides. Empty: an ignored
 	// event ends here.
@@ -181,8 +187,7 @@ func (e Event) finish(req Request, raw []byte) Event {
 	e.MediaType = clean(e.MediaType, maxMediaType)
 	e.Actor = clean(e.Actor, maxActor)
 	if e.DeliveryID == "" || e.DeliveryID != clean(e.DeliveryID, maxDeliveryID) {
-		sum := sha256.Sum256(raw)
-		e.DeliveryID = hex.EncodeToString(sum[:])
+		e.DeliveryID, e.Unnamed = hashOf(raw), e.Time.IsZero()
 	}
 	if e.Action == Push && signatureTag.MatchString(e.Tag) {
 		return e.notAnImage("the tag is one that signatures and attestations use")
@@ -236,6 +241,59 @@ func hostOf(s string) string {
 		return ""
 	}
 	return s
+}
+
+func hashOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// isForm says whether the body is an HTML form.
+func (req Request) isForm() bool {
+	mediaType, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
+	return mediaType == "application/x-www-form-urlencoded"
+}
+
+// payload returns the JSON of a call: the body, or the field "payload" of a
+// form. A form that cannot be read has none.
+func (req Request) payload() []byte {
+	if !req.isForm() {
+		return req.Body
+	}
+	form, err := url.ParseQuery(string(req.Body))
+	if err != nil {
+		return nil
+	}
+	return []byte(form.Get("payload"))
+}
+
+// listOf reads a JSON array, or a single value as an array of one.
+func listOf(b []byte) ([]json.RawMessage, error) {
+	if trimmed := bytes.TrimLeft(b, " \t\r\n"); len(trimmed) > 0 && trimmed[0] == '{' {
+		var one json.RawMessage
+		if err := decodeJSON(b, &one); err != nil {
+			return nil, err
+		}
+		return []json.RawMessage{one}, nil
+	}
+	var list []json.RawMessage
+	if err := decodeJSON(b, &list); err != nil {
+		return nil, err
+	}
+	if len(list) > MaxEvents {
+		return nil, fmt.Errorf("%d events, more than %d: %w", len(list), MaxEvents, ErrUnreadable)
+	}
+	return list, nil
+}
+
+// unixTime reads seconds since 1970, whole or not; anything else is "not said".
+func unixTime(n json.Number) time.Time {
+	seconds, err := n.Float64()
+	if err != nil || seconds < 1 || seconds > maxUnix {
+		return time.Time{}
+	}
+	whole := int64(seconds)
+	return time.Unix(whole, int64((seconds-float64(whole))*1e9)).UTC()
 }
 
 // parseTime reads RFC 3339; anything else is "not said".

@@ -2,7 +2,7 @@ package hook
 
 import "net/http"
 
-// Says tells which fields the payloads of a kind can give. What one does not
+// Says tells which fields the payload of a push by tag gives. What one does not
 // say comes from the source's configuration (registry) or from the registry
 // itself (digest).
 type Says struct {
@@ -50,12 +50,66 @@ type Answer struct {
 // has a section a kind, in this order.
 func Kinds() []Kind {
 	all := Says{Registry: true, Tag: true, Digest: true, MediaType: true, Actor: true, Time: true, DeliveryID: true}
+	hub256 := Signature{Header: "X-Hub-Signature-256", Algorithm: "sha256", Prefix: "sha256="}
 	return []Kind{
 		// CNCF Distribution v2 and v3, and all that embed it.
 		{Name: "distribution", Says: all, decode: decodeDistribution},
 		// GitLab's registry is a fork of Distribution; its envelope is the same
 		// and there is one action more.
 		{Name: "gitlab", Says: all, decode: decodeDistribution},
+		// Harbor 1.x and 2.x, both payload formats.
+		{
+			Name: "harbor", Says: Says{Registry: true, Tag: true, Digest: true, Actor: true, Time: true},
+			decode: decodeHarbor,
+		},
+		{
+			Name: "dockerhub", Says: Says{Registry: true, Tag: true, Actor: true, Time: true},
+			decode: decodeDockerHub,
+		},
+		// GitHub Packages; its containers are ghcr.io.
+		{
+			Name: "ghcr", Says: all, Signatures: []Signature{hub256},
+			decode: decodeGitHub, handshake: gitHubPing,
+		},
+		// Gitea and Forgejo.
+		{
+			Name: "gitea", Says: Says{Registry: true, Tag: true, Actor: true, Time: true, DeliveryID: true},
+			Signatures: []Signature{
+				{Header: "X-Gitea-Signature", Algorithm: "sha256"},
+				{Header: "X-Forgejo-Signature", Algorithm: "sha256"},
+				hub256,
+			},
+			decode: decodeGitea, signed: Request.payload, // the JSON within a form, not the form
+		},
+		{Name: "quay", Says: Says{Registry: true, Tag: true}, decode: decodeQuay},
+		// Azure Container Registry's own webhooks.
+		{
+			Name: "acr", Says: Says{Registry: true, Tag: true, Digest: true, MediaType: true, Time: true, DeliveryID: true},
+			decode: decodeACR, handshake: acrPing,
+		},
+		// Azure Container Registry by way of Event Grid.
+		{
+			Name: "azure-eventgrid", Says: Says{Registry: true, Tag: true, Digest: true, MediaType: true, Time: true, DeliveryID: true},
+			decode: decodeEventGrid, preflight: cloudEventsPreflight, handshake: eventGridValidation,
+		},
+		{
+			Name: "artifactory", Says: Says{Registry: true, Tag: true, Digest: true, Actor: true},
+			Signatures:   []Signature{{Header: "X-Jfrog-Event-Auth", Algorithm: "sha256"}},
+			SecretHeader: "X-Jfrog-Event-Auth",
+			decode:       decodeArtifactory,
+		},
+		// Sonatype Nexus Repository 3.
+		{
+			Name: "nexus", Says: Says{Tag: true, Actor: true, Time: true, DeliveryID: true},
+			Signatures: []Signature{{Header: "X-Nexus-Webhook-Signature", Algorithm: "sha1"}},
+			decode:     decodeNexus,
+		},
+		{
+			Name: "cloudsmith", Says: Says{Registry: true, Tag: true, Digest: true, Actor: true, Time: true, DeliveryID: true},
+			// its documentation shows the digits alone, those who receive it see the prefix
+			Signatures: []Signature{{Header: "X-Cloudsmith-Signature", Algorithm: "sha1", Prefix: "sha1=", Bare: true}},
+			decode:     decodeCloudsmith, handshake: cloudsmithPing,
+		},
 		// Whatever sends CloudEvents 1.0 with the usual field names.
 		{Name: "cloudevents", Says: all, decode: decodeCloudEvents, preflight: cloudEventsPreflight},
 	}
