@@ -18,6 +18,48 @@ type WebhookEvent struct {
 	Reason     string  `json:"reason"`
 }
 
+// Delivery is one line of `tidewaiter hooks log --output json`: one call of a
+// sender, or those of ten minutes that were refused for the same reason.
+type Delivery struct {
+	ID         string     `json:"id"`               // of the entry
+	Time       time.Time  `json:"time"`             // when it arrived; of several calls the last
+	First      *time.Time `json:"first,omitempty"`  // of several calls the first
+	Calls      int        `json:"calls"`            // how many calls the entry sums up; more than 1 only of refused ones
+	Source     string     `json:"source"`           // id of the source; "unknown" for calls to no configured source, "submit" for pushes by hand
+	Status     int        `json:"status"`           // HTTP status of the answer
+	Reason     string     `json:"reason"`           // code; the list may grow
+	Means      string     `json:"means,omitempty"`  // what the code means, a sentence
+	Action     string     `json:"action,omitempty"` // what to do about it; absent: nothing
+	Failure    bool       `json:"failure"`          // whether something is to be mended, here or at the sender
+	Trouble    string     `json:"trouble,omitempty"`
+	DeliveryID string     `json:"deliveryId,omitempty"`
+	Bytes      int        `json:"bytes"`      // of the body, as far as it was read
+	Events     int        `json:"events"`     // in the body
+	Published  int        `json:"published"`  // events that went on to planner
+	Ignored    int        `json:"ignored"`    // events that say nothing of an image
+	Filtered   int        `json:"filtered"`   // events that the source's filters leave out
+	Duplicates int        `json:"duplicates"` // events that were published before
+	Dead       int        `json:"dead"`       // events that went to the dead letters
+	OverQuota  int        `json:"overQuota"`  // published events that the quota put into the bulk lane
+	Subjects   []string   `json:"subjects,omitempty"`
+}
+
+// SourceStatus is one line of `tidewaiter hooks status --output json`: how the
+// calls of one source went.
+type SourceStatus struct {
+	Source     string         `json:"source"` // id of the source; "unknown" for calls to no configured source, "submit" for pushes by hand
+	Kind       string         `json:"kind,omitempty"`
+	Registry   string         `json:"registry,omitempty"`
+	Configured bool           `json:"configured"` // whether the configuration names the source now
+	Since      time.Time      `json:"since"`      // begin of the hour from which calls are counted
+	Calls      int            `json:"calls"`      // since then
+	Reasons    map[string]int `json:"reasons"`    // calls by reason code
+	LastCall   *time.Time     `json:"lastCall"`   // the last one since then; null: none
+	LastStored *time.Time     `json:"lastStored"` // the last call since then that brought something new; null: none
+	// LastFailure is the last call since then with which something was wrong; null: none.
+	LastFailure *Delivery `json:"lastFailure"`
+}
+
 // Scan is what `tidewaiter scan --output json` prints; `tidewaiter match`
 // prints the same without image and with packages that have no layers.
 type Scan struct {

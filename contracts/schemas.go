@@ -40,6 +40,8 @@ func Documents() []DocumentKind {
 		{"cli-advisories-build", func() any { return new(AdvisoriesBuild) }},
 		{"cli-advisories-status", func() any { return new(AdvisoriesStatus) }},
 		{"cli-webhook-decode", func() any { return new(WebhookDecode) }},
+		{"cli-hooks-log", func() any { return new(Delivery) }},
+		{"cli-hooks-status", func() any { return new(SourceStatus) }},
 		{"cli-report", func() any { return new(FleetReport) }},
 		{"cli-dlq", func() any { return new(DeadLetter) }},
 	}

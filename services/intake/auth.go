@@ -157,6 +157,32 @@ func (v *verifier) verify(o offer) bool {
 	return ok && proof != "" && match == 1
 }
 
+// trouble says, of a call that verify refused, what is wrong with its proof, and
+// nothing of the proof itself.
+func (v *verifier) trouble(o offer) string {
+	where, values := "the header "+v.header, o.header.Values(v.header)
+	if v.query != "" {
+		where, values = "the parameter "+v.query+" of the URL", o.url.Query()[v.query]
+	}
+	switch {
+	case v.secret == nil:
+		return "nothing that is presented can be checked"
+	case len(values) == 0 || values[0] == "":
+		return where + " is missing or empty"
+	case len(values) > 1:
+		return where + " is there more than once"
+	}
+	if v.present != nil {
+		if proof, ok := v.present(values[0]); !ok || proof == "" {
+			return where + " does not have the form that is configured"
+		}
+	}
+	if v.needBody {
+		return "the signature in " + where + " is not the body's, with none of the secrets"
+	}
+	return where + " holds none of the secrets"
+}
+
 // secret holds the values that are valid now. Those of a file are read again
 // when it changes.
 type secret struct {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/store"
 	"github.com/tidewaiter/tidewaiter/libs/store/storetest"
 )
@@ -65,7 +67,8 @@ func TestDeliveriesAreRecorded(t *testing.T) {
 	at := time.Date(2026, 5, 4, 3, 2, 1, 500e6, time.UTC)
 	want := delivery{
 		source: "s", deliveryID: "d", received: at, status: http.StatusAccepted, reason: reasonStored,
-		bytes: 1, events: 2, published: 3, ignored: 4, duplicates: 5, dead: 6, overQuota: 7,
+		bytes: 1, events: 2, published: 3, ignored: 4, duplicates: 5, dead: 6, overQuota: 7, filtered: 8,
+		trouble: "a quota", subjects: []string{"r.example/a:1", "r.example/b:1"},
 	}
 	for range 2*recordBatch + 1 {
 		r.record(want)
@@ -74,24 +77,30 @@ func TestDeliveriesAreRecorded(t *testing.T) {
 	if n := rows(t, db); n != 2*recordBatch+1 {
 		t.Errorf("%d rows, want %d", n, 2*recordBatch+1)
 	}
-	var got delivery
-	var received int64
-	err := db.QueryRowContext(t.Context(), `SELECT source, delivery_id, received_at, status, reason, bytes, events, published,
-		ignored, duplicates, dead, over_quota FROM intake_deliveries LIMIT 1`).Scan(&got.source, &got.deliveryID, &received,
-		&got.status, &got.reason, &got.bytes, &got.events, &got.published, &got.ignored, &got.duplicates, &got.dead, &got.overQuota)
-	if err != nil {
-		t.Fatal(err)
+	listed, err := listDeliveries(t.Context(), db, deliveryQuery{limit: 1})
+	if err != nil || len(listed.Deliveries) != 1 {
+		t.Fatalf("got %+v, %v", listed, err)
 	}
-	got.received = time.UnixMilli(received).UTC()
-	if got != want {
-		t.Errorf("got %+v, want %+v", got, want)
+	got := listed.Deliveries[0]
+	if len(got.ID) < 20 {
+		t.Errorf("id %q", got.ID)
+	}
+	got.ID = ""
+	stored := reasonOf(reasonStored)
+	expected := contracts.Delivery{
+		Time: at, Calls: 1, Source: "s", Status: http.StatusAccepted, Reason: reasonStored, Means: stored.Means, Action: stored.Do,
+		Trouble: "a quota", DeliveryID: "d", Bytes: 1, Events: 2, Published: 3, Ignored: 4, Duplicates: 5, Dead: 6, OverQuota: 7,
+		Filtered: 8, Subjects: want.subjects,
+	}
+	if !reflect.DeepEqual(got, expected) {
+		t.Errorf("got %+v, want %+v", got, expected)
 	}
 }
 
 func TestOldDeliveriesAreForgotten(t *testing.T) {
 	db := opened(t)
 	now := time.Now()
-	if err := write(t.Context(), db, []delivery{{source: "old", received: now.Add(-2 * time.Hour)}, {source: "new", received: now}}); err != nil {
+	if err := write(t.Context(), db, []delivery{{source: "old", received: now.Add(-2 * time.Hour)}, {source: "new", received: now}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	r := newRecorder(time.Hour, nil, nil, slog.New(slog.DiscardHandler))
@@ -99,6 +108,13 @@ func TestOldDeliveriesAreForgotten(t *testing.T) {
 	var source string
 	if err := db.QueryRowContext(t.Context(), `SELECT source FROM intake_deliveries`).Scan(&source); err != nil || source != "new" || rows(t, db) != 1 {
 		t.Errorf("got %q, %v", source, err)
+	}
+	if _, err := db.ExecContext(t.Context(), `UPDATE intake_hours SET hour = 0 WHERE source = 'old'`); err != nil {
+		t.Fatal(err)
+	}
+	r.prune(t.Context(), db, now)
+	if err := db.QueryRowContext(t.Context(), `SELECT source FROM intake_hours`).Scan(&source); err != nil || source != "new" {
+		t.Errorf("counts: got %q, %v", source, err)
 	}
 }
 

@@ -23,12 +23,15 @@ import (
 	"github.com/tidewaiter/tidewaiter/services/intake/hook"
 )
 
-// Handler returns the HTTP API: POST and OPTIONS /hooks/<source-id>, POST /v1/submit.
+// Handler returns the HTTP API: POST and OPTIONS /hooks/<source-id>,
+// and, with the admin token, POST /v1/submit, GET /v1/deliveries and /v1/sources.
 func (s *Intake) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /hooks/{source}", s.serveHook)
 	mux.HandleFunc("OPTIONS /hooks/{source}", s.serveHook)
 	mux.HandleFunc("POST /v1/submit", s.serveSubmit)
+	mux.HandleFunc("GET /v1/deliveries", s.serveDeliveries)
+	mux.HandleFunc("GET /v1/sources", s.serveSources)
 	return mux
 }
 
@@ -37,8 +40,8 @@ type outcome struct {
 	delivery
 	header http.Header
 	body   []byte
-	err    error // for the log only
-	known  bool  // authenticated, so that the call is remembered
+	err    error
+	known  bool // authenticated, so that the call is remembered as one
 }
 
 func (s *Intake) serveHook(w http.ResponseWriter, r *http.Request) {
@@ -46,11 +49,11 @@ func (s *Intake) serveHook(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("source")
 	src, known := s.sources[id]
 	if !known {
-		src, id = s.decoy, "unknown"
+		src, id = s.decoy, sourceUnknown
 	}
 	o := s.take(w, r, src, start)
 	if !known {
-		o.status, o.reason = http.StatusNotFound, "unknown-source"
+		o.status, o.reason, o.trouble = http.StatusNotFound, reasonUnknown, ""
 	}
 	o.source, o.received = id, start
 	for k, v := range o.header {
@@ -83,16 +86,22 @@ func (s *Intake) finish(r *http.Request, o outcome) {
 		attrs = append(attrs, "error", o.err)
 	}
 	s.log.Log(r.Context(), level, "webhook call", attrs...)
-	if o.known {
-		s.record(o.delivery)
+	if !o.known {
+		s.refused(o.delivery) // with words of ours alone: what anybody can vary would fill the log
+		return
 	}
+	if o.err != nil {
+		o.trouble = bus.Redact(o.err.Error())
+	}
+	s.record(o.delivery)
 }
 
 // take does the work of a call: authenticate, decode, store.
 func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, received time.Time) outcome {
 	var o outcome
+	offered := offer{header: r.Header, url: r.URL}
 	refuse := func() outcome {
-		o.status, o.reason = http.StatusUnauthorized, "unauthorized"
+		o.status, o.reason, o.trouble = http.StatusUnauthorized, reasonRefused, src.verifier.trouble(offered)
 		if src.verifier.scheme != "" {
 			o.header = http.Header{"Www-Authenticate": {src.verifier.scheme + ` realm="hooks"`}}
 		}
@@ -102,7 +111,6 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 	if isPreflight && slices.Contains(src.Origins, preflight.Header.Get("WebHook-Allowed-Origin")) {
 		return o.greeted(preflight)
 	}
-	offered := offer{header: r.Header, url: r.URL}
 	if !src.verifier.needBody && !src.verifier.verify(offered) {
 		return refuse()
 	}
@@ -114,7 +122,7 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 		o.status, o.reason, o.known = http.StatusRequestEntityTooLarge, reasonTooLarge, !src.verifier.needBody
 		return o
 	case err != nil:
-		o.status, o.reason, o.err = http.StatusBadRequest, "broken-off", fmt.Errorf("read body: %w", err)
+		o.status, o.reason, o.err = http.StatusBadRequest, reasonBrokenOff, fmt.Errorf("read body: %w", err)
 		return o
 	}
 	req := hook.Request{Header: r.Header, Body: body, Registry: src.Registry}
@@ -174,9 +182,13 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 			o.dead++
 			s.count(src, "dead")
 			continue
-		case !publishable, !src.covers(e.Repository):
+		case !publishable:
 			o.ignored++
 			s.count(src, "ignored")
+			continue
+		case !src.covers(e.Repository):
+			o.filtered++
+			s.count(src, "filtered")
 			continue
 		}
 		ev, over, err := s.message(src, e, index, received)
@@ -203,6 +215,9 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 	}
 	for _, ev := range out {
 		s.seen.add(ev.ID())
+		if len(o.subjects) < maxSubjects {
+			o.subjects = append(o.subjects, ev.Subject())
+		}
 		s.count(src, strings.TrimSuffix(strings.TrimPrefix(ev.Type(), contracts.TypePrefix+"image."), ".v1"))
 	}
 	o.published = len(out)
@@ -218,6 +233,8 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 		o.reason = reasonStored
 	case o.duplicates > 0:
 		o.reason = reasonDuplicate
+	case o.filtered > 0:
+		o.reason = reasonFiltered
 	default:
 		o.reason = reasonIgnored
 	}
@@ -285,6 +302,12 @@ func (s *Intake) message(src *source, e hook.Event, index int, received time.Tim
 	return ev, over, nil
 }
 
+// Sources in the delivery log that are not configured ones.
+const (
+	sourceUnknown = "unknown" // calls to no source
+	sourceSubmit  = causeSubmit
+)
+
 // Causes of image.pushed that intake gives.
 const (
 	causePush   = "push"
@@ -324,7 +347,7 @@ type Submitted struct {
 
 // serveSubmit takes a push by hand, for registries that cannot reach us.
 func (s *Intake) serveSubmit(w http.ResponseWriter, r *http.Request) {
-	o := outcome{delivery: delivery{source: causeSubmit, received: s.now()}}
+	o := outcome{delivery: delivery{source: sourceSubmit, received: s.now()}}
 	reply := s.submit(w, r, &o)
 	switch {
 	case reply != nil:
@@ -345,16 +368,17 @@ func (s *Intake) submit(w http.ResponseWriter, r *http.Request, o *outcome) *Sub
 		return nil
 	}
 	if s.admin == nil {
-		return end(http.StatusNotFound, "closed", nil)
+		return end(http.StatusNotFound, reasonClosed, nil)
 	}
 	if !s.admin.verify(offer{header: r.Header}) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="admin"`)
-		return end(http.StatusUnauthorized, "unauthorized", nil)
+		o.trouble = s.admin.trouble(offer{header: r.Header})
+		return end(http.StatusUnauthorized, reasonRefused, nil)
 	}
 	o.known = true
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
 	if err != nil {
-		return end(http.StatusBadRequest, "broken-off", fmt.Errorf("read body: %w", err))
+		return end(http.StatusBadRequest, reasonBrokenOff, fmt.Errorf("read body: %w", err))
 	}
 	o.bytes = len(body)
 	var in submission
@@ -384,7 +408,7 @@ func (s *Intake) submit(w http.ResponseWriter, r *http.Request, o *outcome) *Sub
 	if err := s.out.Publish(ctx, ev); err != nil {
 		return end(http.StatusServiceUnavailable, reasonNotStored, fmt.Errorf("publish: %w", err))
 	}
-	o.status, o.reason, o.published = http.StatusAccepted, reasonStored, 1
+	o.status, o.reason, o.published, o.subjects = http.StatusAccepted, reasonStored, 1, []string{ev.Subject()}
 	return &Submitted{ID: ev.ID(), Subject: ev.Subject()}
 }
 

@@ -41,7 +41,8 @@ type Config struct {
 	MaxBody    int64         `yaml:"maxBody"`    // bytes
 	AckTimeout time.Duration `yaml:"ackTimeout"` // for storing a delivery; then the sender is told to try again
 	Keep       time.Duration `yaml:"keep"`       // how long deliveries are remembered
-	// Admin opens POST /v1/submit to whoever has its token; absent: it is closed.
+	// Admin opens POST /v1/submit and the delivery log to whoever has its token;
+	// absent: they are closed.
 	Admin *BearerAuth `yaml:"admin"`
 }
 
@@ -94,6 +95,8 @@ type Intake struct {
 	admin   *verifier // nil: submit is closed
 	out     Publisher
 	record  func(delivery)
+	refused func(delivery)
+	db      func() *store.DB // of the delivery log; nil until it is open
 	seen    *seen
 	log     *slog.Logger
 	metrics *metrics
@@ -107,7 +110,8 @@ func New(cfg Config, sources Sources, out Publisher, log *slog.Logger, reg prome
 	}
 	s := &Intake{
 		cfg: cfg, sources: map[string]*source{}, decoy: &source{verifier: decoy()},
-		out: out, record: func(delivery) {}, seen: newSeen(seenIDs), log: log, metrics: newMetrics(reg), now: time.Now,
+		out: out, record: func(delivery) {}, refused: func(delivery) {}, db: func() *store.DB { return nil },
+		seen: newSeen(seenIDs), log: log, metrics: newMetrics(reg), now: time.Now,
 	}
 	for id, c := range sources {
 		kind, _ := hook.Find(c.Kind)
@@ -159,7 +163,7 @@ func Listening(ready func(addr string)) run.Service {
 		}
 		rec := newRecorder(cfg.Keep, func(ctx context.Context) (*store.DB, error) { return openDB(ctx, env) },
 			s.metrics.unrecorded.Inc, env.Log)
-		s.record = rec.record
+		s.record, s.refused, s.db = rec.record, rec.refuse, rec.db.Load
 		// The recorder ends after the server, so that the last calls are remembered too.
 		recording, stop := context.WithCancel(context.WithoutCancel(ctx))
 		done := make(chan struct{})
@@ -204,7 +208,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"source", "status", "reason"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidewaiter_intake_events_total",
-			Help: "Events of calls by source and what became of them: push, delete, hint, ignored, duplicate, dead, over-quota.",
+			Help: "Events of calls by source and what became of them: pushed, deleted, ignored, filtered, duplicate, dead, over-quota.",
 		}, []string{"source", "outcome"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "tidewaiter_intake_request_seconds",

@@ -174,7 +174,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 
-	// The deliveries are remembered; the refused ones are not.
+	// The calls are remembered, also the refused ones.
 	db, err := store.Open(t.Context(), r.servers.DatabaseURL)
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +206,8 @@ func TestRun(t *testing.T) {
 	}
 	eventually(t, "the deliveries are recorded", func() bool {
 		r := reasons()
-		return r[reasonStored] == 3 && r[reasonDuplicate] == 1 && r[reasonUnreadable] == 1 && len(r) == 3
+		return r[reasonStored] == 3 && r[reasonDuplicate] == 1 && r[reasonUnreadable] == 1 &&
+			r[reasonUnknown] == 1 && r[reasonRefused] == 2 && len(r) == 5
 	})
 }
 

@@ -50,6 +50,7 @@ type root struct {
 	Deployed   deployedCmd   `cmd:"" help:"Tell catalog which images run, so that they come first when advisories change."`
 	Advisories advisoriesCmd `cmd:"" help:"Build an advisory snapshot, fetch a published one, or say how old one is."`
 	Webhook    webhookCmd    `cmd:"" help:"Show what intake would make of a webhook."`
+	Hooks      hooksCmd      `cmd:"" help:"Show what registries sent, what became of it, and why a webhook failed."`
 	DLQ        dlqCmd        `cmd:"" name:"dlq" help:"List, show and replay dead letters."`
 	ConfigCmd  configCmd     `cmd:"" name:"config" help:"Check a configuration file."`
 	Keys       keysCmd       `cmd:"" help:"Generate the key pair that signs attestations, or the one that signs advisory snapshots."`
