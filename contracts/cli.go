@@ -220,4 +220,23 @@ type DeadLetter struct {
 	Subject   string    `json:"subject,omitempty"`
 	Origin    string    `json:"origin"` // topic/partition/offset it came from
 	Replayed  bool      `json:"replayed"`
+
+	ReplayedAt *time.Time `json:"replayedAt,omitempty"` // the last time
+	ReplayedBy string     `json:"replayedBy,omitempty"` // who sent it again
+	Dropped    bool       `json:"dropped,omitempty"`    // nobody has to look at it any more
+	DroppedAt  *time.Time `json:"droppedAt,omitempty"`  // when it was dropped
+	DroppedBy  string     `json:"droppedBy,omitempty"`  // who dropped it
+	DropReason string     `json:"dropReason,omitempty"` // what was said when it was dropped
+}
+
+// DeadLetterSummary is one line of `tidewaiter dlq list --summary --output json`.
+type DeadLetterSummary struct {
+	Topic    string    `json:"topic"` // of the dead letters
+	Service  string    `json:"service"`
+	Reason   string    `json:"reason"`   // digests, addresses, quoted and long numbers left out ("…")
+	Count    int       `json:"count"`    // how many there are
+	Replayed int       `json:"replayed"` // of Count
+	Dropped  int       `json:"dropped"`  // of Count
+	Oldest   time.Time `json:"oldest"`   // when the first of them was given up
+	Newest   time.Time `json:"newest"`   // when the last of them was given up
 }

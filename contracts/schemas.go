@@ -44,6 +44,7 @@ func Documents() []DocumentKind {
 		{"cli-hooks-status", func() any { return new(SourceStatus) }},
 		{"cli-report", func() any { return new(FleetReport) }},
 		{"cli-dlq", func() any { return new(DeadLetter) }},
+		{"cli-dlq-summary", func() any { return new(DeadLetterSummary) }},
 	}
 }
 

@@ -36,6 +36,8 @@ var (
 	ErrNotFound = errors.New("no such dead letter")
 	// ErrNotReplayable is returned for a dead letter that never was an event of a topic.
 	ErrNotReplayable = errors.New("not replayable")
+	// ErrDropped is returned for a dead letter that was dropped.
+	ErrDropped = errors.New("was dropped")
 )
 
 // Limits of what is stored.

@@ -27,8 +27,19 @@ const (
 	headerTime            = "tidewaiter-time"
 	headerEventType       = "tidewaiter-event-type"
 	headerSubject         = "tidewaiter-subject"
-	headerReplayed        = "tidewaiter-replayed" // a marker: partition/offset of the dead letter
-	headerPrefixOwn       = "tidewaiter-"
+
+	// Of markers, which say what was done with a dead letter: the first four
+	// hold its partition/offset.
+	headerClaimed  = "tidewaiter-claimed"
+	headerReleased = "tidewaiter-released"
+	headerReplayed = "tidewaiter-replayed"
+	headerDropped  = "tidewaiter-dropped"
+	headerRun      = "tidewaiter-run"   // of the replay
+	headerBy       = "tidewaiter-by"    // who did it
+	headerForce    = "tidewaiter-force" // the claim takes what was replayed or dropped
+
+	headerReplayOf  = "tidewaiter-replay-of" // of a replayed event: the id of the dead letter
+	headerPrefixOwn = "tidewaiter-"
 )
 
 // maxDeferrals is how often an event may go through the retry topic; then its
