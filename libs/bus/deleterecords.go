@@ -71,7 +71,7 @@ func (b *Bus) deleteRecords(ctx context.Context, p position, before int64) error
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	m, err := b.transport.RoundTrip(ctx, b.client.Addr, &deleteRecordsRequest{
-		TimeoutMs: int32(requestTimeout.Milliseconds()),
+		TimeoutMs: int32(requestTimeout.Milliseconds()), //nolint:gosec // ten seconds
 		Topics: []deleteRecordsTopic{{Name: p.topic, Partitions: []deleteRecordsPartition{{
 			Partition: int32(p.partition), Offset: before, //nolint:gosec // Kafka's partitions are int32
 		}}}},

@@ -35,7 +35,7 @@ func TestDLQ(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer b.Close() //nolint:errcheck // nothing waits
 	for i := range 3 {
 		body := fmt.Appendf(nil, "body %d", i)
 		if err := b.PublishDeadLetter(t.Context(), contracts.ImagePushedV1, fmt.Sprintf("not JSON at byte %d", 1000+i), body, nil); err != nil {
