@@ -83,6 +83,7 @@ type source struct {
 	Source
 	id       string
 	kind     hook.Kind
+	mapper   *hook.Mapper // of kind generic
 	verifier *verifier
 	quota    *rate.Limiter
 }
@@ -123,7 +124,13 @@ func New(cfg Config, sources Sources, out Publisher, log *slog.Logger, reg prome
 		if c.Quota > 0 {
 			limit = rate.Limit(float64(c.Quota) / 60)
 		}
-		s.sources[id] = &source{Source: c, id: id, kind: kind, verifier: v, quota: rate.NewLimiter(limit, max(c.Quota, 1))}
+		var mapper *hook.Mapper
+		if c.Mapping != nil {
+			if mapper, err = c.Mapping.Compile(); err != nil {
+				return nil, fmt.Errorf("source %q: %w", id, err)
+			}
+		}
+		s.sources[id] = &source{Source: c, id: id, kind: kind, mapper: mapper, verifier: v, quota: rate.NewLimiter(limit, max(c.Quota, 1))}
 	}
 	if cfg.Admin != nil {
 		secret, err := newSecret(cfg.Admin.TokenFile, cfg.Admin.TokenEnv, log)

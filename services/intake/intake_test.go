@@ -990,7 +990,11 @@ func FuzzHandler(f *testing.F) {
 	auth := Auth{Bearer: &BearerAuth{TokenFile: token}}
 	sources := Sources{}
 	for _, k := range hook.Kinds() {
-		sources[k.Name] = Source{Kind: k.Name, AnyRegistry: true, Auth: auth}
+		src := Source{Kind: k.Name, AnyRegistry: true, Auth: auth}
+		if k.Name == generic {
+			src.Mapping = mappedSource().Mapping
+		}
+		sources[k.Name] = src
 	}
 	s, m := startWith(f, DefaultConfig(), sources)
 	f.Fuzz(func(t *testing.T, id, method, contentType, authorization string, body []byte) {

@@ -34,6 +34,7 @@ func TestReadme(t *testing.T) {
 	}
 	for _, setting := range []string{
 		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "paths", "auth", "lane", "quota", "origins",
+		"mapping", "events", "action", "repository", "tag", "digest", "id", "time",
 	} {
 		if !strings.Contains(text, " "+setting+":") {
 			t.Errorf("%s is not shown", setting)

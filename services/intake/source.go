@@ -31,6 +31,8 @@ type Source struct {
 	// Empty: all of the registry.
 	Paths []string `yaml:"paths"`
 	Auth  Auth     `yaml:"auth"`
+	// Mapping reads the bodies of the kind "generic", which alone has one.
+	Mapping *hook.Mapping `yaml:"mapping"`
 	// Lane of its pushes: "fresh" (default) or "bulk".
 	Lane string `yaml:"lane"`
 	// Quota is how many events a minute may go in its lane; what is over goes in
@@ -101,6 +103,9 @@ type QueryAuth struct {
 	ValueEnv  string `yaml:"valueEnv"`
 }
 
+// generic is the kind whose sources say themselves how they are read.
+const generic = "generic"
+
 var sourceID = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 // Validate returns everything that is wrong with the sources.
@@ -146,6 +151,15 @@ func (s Source) validate() error {
 	}
 	if s.Quota < 0 {
 		add("quota %d is below 0", s.Quota)
+	}
+	switch {
+	case s.Kind == generic && s.Mapping == nil:
+		add("mapping is missing: kind %s needs one", generic)
+	case s.Kind != generic && s.Mapping != nil:
+		add("mapping is for kind %s, not for %s", generic, s.Kind)
+	case s.Mapping != nil:
+		_, err := s.Mapping.Compile()
+		problems = append(problems, err)
 	}
 	problems = append(problems, s.Auth.validate(kind))
 	return errors.Join(problems...)

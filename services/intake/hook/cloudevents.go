@@ -19,6 +19,7 @@ import (
 type cloudEvent struct {
 	SpecVersion string          `json:"specversion"`
 	ID          string          `json:"id"`
+	Source      string          `json:"source"`
 	Type        string          `json:"type"`
 	Subject     string          `json:"subject"`
 	Time        string          `json:"time"`
@@ -26,29 +27,37 @@ type cloudEvent struct {
 	DataBase64  string          `json:"data_base64"`
 }
 
-// decodeCloudEvents reads the three content modes of the HTTP binding
-// (http-protocol-binding.md). Senders that send structured events as plain
-// JSON are understood too.
+// cloudEventReader says what a CloudEvent means; its errors are ErrUnreadable.
+type cloudEventReader func(*cloudEvent) (Event, error)
+
+// decodeCloudEvents takes whatever names an image under the usual field names.
 func decodeCloudEvents(req Request) ([]Event, error) {
+	return readCloudEvents(req, (*cloudEvent).event)
+}
+
+// readCloudEvents reads the three content modes of the HTTP binding
+// (http-protocol-binding.md); event says what a CloudEvent of the kind means.
+// Senders that send structured events as plain JSON are understood too.
+func readCloudEvents(req Request, event cloudEventReader) ([]Event, error) {
 	mediaType, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
 	body := strings.TrimLeft(string(req.Body), " \t\r\n")
 	switch {
 	case strings.HasPrefix(mediaType, "application/cloudevents-batch"):
-		return cloudEventsBatch(req)
+		return cloudEventsBatch(req, event)
 	case strings.HasPrefix(mediaType, "application/cloudevents"):
-		return cloudEventStructured(req, req.Body)
+		return cloudEventStructured(req, req.Body, event)
 	case req.Header.Get("Ce-Specversion") != "":
-		return cloudEventBinary(req)
+		return cloudEventBinary(req, event)
 	case strings.HasPrefix(body, "["):
-		return cloudEventsBatch(req)
+		return cloudEventsBatch(req, event)
 	case strings.HasPrefix(body, "{"):
-		return cloudEventStructured(req, req.Body)
+		return cloudEventStructured(req, req.Body, event)
 	default:
 		return nil, fmt.Errorf("no CloudEvent in any of the three modes: %w", ErrUnreadable)
 	}
 }
 
-func cloudEventsBatch(req Request) ([]Event, error) {
+func cloudEventsBatch(req Request, event cloudEventReader) ([]Event, error) {
 	var batch []json.RawMessage
 	if err := decodeJSON(req.Body, &batch); err != nil {
 		return nil, err
@@ -58,7 +67,7 @@ func cloudEventsBatch(req Request) ([]Event, error) {
 	}
 	events := make([]Event, 0, len(batch))
 	for _, raw := range batch {
-		one, err := cloudEventStructured(req, raw)
+		one, err := cloudEventStructured(req, raw, event)
 		if err != nil {
 			one = []Event{bad(err.Error()).finish(req, raw)}
 		}
@@ -67,7 +76,7 @@ func cloudEventsBatch(req Request) ([]Event, error) {
 	return events, nil
 }
 
-func cloudEventStructured(req Request, raw []byte) ([]Event, error) {
+func cloudEventStructured(req Request, raw []byte, event cloudEventReader) ([]Event, error) {
 	var in cloudEvent
 	if err := decodeJSON(raw, &in); err != nil {
 		return nil, err
@@ -79,10 +88,10 @@ func cloudEventStructured(req Request, raw []byte) ([]Event, error) {
 		}
 		in.Data = data
 	}
-	return in.events(req, raw)
+	return in.check(req, raw, event)
 }
 
-func cloudEventBinary(req Request) ([]Event, error) {
+func cloudEventBinary(req Request, event cloudEventReader) ([]Event, error) {
 	attribute := func(name string) string {
 		v := req.Header.Get("Ce-" + name)
 		if decoded, err := url.PathUnescape(v); err == nil { // http-protocol-binding.md, 3.1.3.2
@@ -93,27 +102,45 @@ func cloudEventBinary(req Request) ([]Event, error) {
 	in := cloudEvent{
 		SpecVersion: attribute("Specversion"),
 		ID:          attribute("Id"),
+		Source:      attribute("Source"),
 		Type:        attribute("Type"),
 		Subject:     attribute("Subject"),
 		Time:        attribute("Time"),
 		Data:        req.Body,
 	}
 	raw := slices.Concat([]byte(in.Type+"\n"+in.Subject+"\n"+in.Time+"\n"), req.Body)
-	return in.events(req, raw)
+	return in.check(req, raw, event)
 }
 
-func (in *cloudEvent) events(req Request, raw []byte) ([]Event, error) {
+func (in *cloudEvent) check(req Request, raw []byte, event cloudEventReader) ([]Event, error) {
 	if !strings.HasPrefix(in.SpecVersion, "1.") && in.SpecVersion != "0.3" {
 		return nil, fmt.Errorf("specversion %q is not 1.0: %w", clean(in.SpecVersion, 16), ErrUnreadable)
 	}
 	if in.Type == "" {
 		return nil, fmt.Errorf("no attribute \"type\": %w", ErrUnreadable)
 	}
+	e, err := event(in)
+	if err != nil {
+		return nil, err
+	}
+	return []Event{e.finish(req, raw)}, nil
+}
+
+// readData reads the event's data, which may be absent, into a struct or a map.
+func (in *cloudEvent) readData(into any) error {
+	if len(in.Data) == 0 || string(in.Data) == "null" {
+		return nil
+	}
+	if err := decodeJSON(in.Data, into); err != nil {
+		return fmt.Errorf("data: %w", err)
+	}
+	return nil
+}
+
+func (in *cloudEvent) event() (Event, error) {
 	var data map[string]any
-	if len(in.Data) > 0 && string(in.Data) != "null" {
-		if err := decodeJSON(in.Data, &data); err != nil {
-			return nil, fmt.Errorf("data: %w", err)
-		}
+	if err := in.readData(&data); err != nil {
+		return Event{}, err
 	}
 	e := Event{Time: parseTime(in.Time), DeliveryID: in.ID}
 	named := fieldsOf(data)
@@ -126,7 +153,7 @@ func (in *cloudEvent) events(req Request, raw []byte) ([]Event, error) {
 		}
 	}
 	e.Repository = strings.TrimPrefix(e.Repository, hostOf(e.Registry)+"/")
-	return []Event{in.classify(e).finish(req, raw)}, nil
+	return in.classify(e), nil
 }
 
 // fillFrom takes from ref what e does not say yet, if ref is about the same

@@ -55,6 +55,8 @@ type Request struct {
 	// Registry is the host (and port) that the source is bound to. It goes
 	// before whatever host the payload names; empty: the payload's host counts.
 	Registry string
+	// Mapper reads bodies of the kind "generic"; other kinds do without.
+	Mapper *Mapper
 }
 
 // Event is one event of a body. A field that the payload does not say, or says

@@ -110,6 +110,26 @@ func Kinds() []Kind {
 			Signatures: []Signature{{Header: "X-Cloudsmith-Signature", Algorithm: "sha1", Prefix: "sha1=", Bare: true}},
 			decode:     decodeCloudsmith, handshake: cloudsmithPing,
 		},
+		// zot, in CloudEvents' binary mode as it sends them.
+		{Name: "zot", Says: Says{Tag: true, Digest: true, MediaType: true, Actor: true, Time: true, DeliveryID: true}, decode: decodeZot},
+		// Amazon ECR by EventBridge: API destination, SNS, SQS, an input transformer.
+		{
+			Name:   "ecr",
+			Says:   Says{Registry: true, Tag: true, Digest: true, MediaType: true, Time: true, DeliveryID: true},
+			decode: decodeECR, handshake: ecrHandshake,
+		},
+		// Google Artifact Registry and Container Registry by Pub/Sub.
+		{Name: "gar", Says: Says{Registry: true, Tag: true, Digest: true, Time: true, DeliveryID: true}, decode: decodeGAR},
+		// Oracle Cloud Infrastructure Registry by OCI Events and Notifications.
+		{Name: "ocir", Says: Says{Tag: true, Digest: true, Time: true, DeliveryID: true}, decode: decodeOCIR},
+		// Alibaba Cloud Container Registry: triggers (which have no ids) and EventBridge.
+		{Name: "alibaba-acr", Says: Says{Registry: true, Tag: true, Digest: true, Time: true}, decode: decodeAlibaba},
+		// IBM Cloud Container Registry by its audit events.
+		{Name: "ibm-icr", Says: Says{Registry: true, Tag: true, Actor: true, Time: true}, decode: decodeICR},
+		// Docker Trusted Registry, Mirantis Secure Registry 2 and 3.
+		{Name: "mirantis-dtr", Says: Says{Tag: true, Digest: true, Actor: true, Time: true}, decode: decodeDTR},
+		// Anything else, by the mapping of its source.
+		{Name: "generic", Says: Says{Registry: true, Tag: true, Digest: true, Time: true, DeliveryID: true}, decode: decodeGeneric},
 		// Whatever sends CloudEvents 1.0 with the usual field names.
 		{Name: "cloudevents", Says: all, decode: decodeCloudEvents, preflight: cloudEventsPreflight},
 	}
