@@ -20,7 +20,6 @@ import (
 	"github.com/cloudevents/sdk-go/v2/types"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/sasl/scram"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 )
@@ -86,8 +85,14 @@ type Config struct {
 	Partitions  int         `yaml:"partitions"`  // of topics that are created
 	Replication int         `yaml:"replication"` // of topics that are created
 	TLS         *tls.Config `yaml:"-"`
-	Username    string      `yaml:"username"` // SASL/SCRAM-SHA-512
+	Mechanism   string      `yaml:"mechanism"` // of SASL: SCRAM-SHA-512 (default), SCRAM-SHA-256, PLAIN (over TLS only)
+	Username    string      `yaml:"username"`  // of SASL; empty: none
 	Password    string      `yaml:"-"`
+
+	// TLSSource and PasswordSource, where set, are asked at every connection and
+	// go before TLS and Password.
+	TLSSource      func() (*tls.Config, error) `yaml:"-"`
+	PasswordSource func() (string, error)      `yaml:"-"`
 
 	Attempts         int           `yaml:"attempts"`         // at an event that fails in an ordinary way
 	RetryBackoff     time.Duration `yaml:"retryBackoff"`     // after the first such failure
@@ -100,6 +105,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	setDefault(&c.Partitions, DefaultPartitions)
 	setDefault(&c.Replication, DefaultReplication)
+	setDefault(&c.Mechanism, ScramSHA512)
 	setDefault(&c.Attempts, DefaultAttempts)
 	setDefault(&c.RetryBackoff, DefaultRetryBackoff)
 	setDefault(&c.SessionTimeout, DefaultSessionTimeout)
@@ -121,6 +127,10 @@ func setDefault[T comparable](v *T, to T) {
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	switch {
+	case c.Mechanism != ScramSHA512 && c.Mechanism != ScramSHA256 && c.Mechanism != Plain:
+		return fmt.Errorf("kafka: mechanism %q is none of %s, %s, %s", c.Mechanism, ScramSHA512, ScramSHA256, Plain)
+	case c.Mechanism == Plain && c.TLS == nil && c.TLSSource == nil:
+		return errors.New("kafka: mechanism PLAIN hands the password over, it needs tls")
 	case len(c.Brokers) == 0:
 		return errors.New("kafka: brokers is empty")
 	case c.Partitions < 0 || c.Replication < 0 || c.Attempts < 0:
@@ -176,23 +186,19 @@ func New(cfg Config, service string, log *slog.Logger, reg prometheus.Registerer
 	}
 	cfg = cfg.withDefaults()
 	clientID := "tidewaiter-" + service
+	mechanism, err := newLogin(cfg)
+	if err != nil {
+		return nil, err
+	}
 	conns := &connections{open: make(map[*connection]struct{})}
 	transport := &kafka.Transport{
-		Dial:        conns.dial,
+		Dial:        secured(conns.dial, cfg),
 		DialTimeout: dialTimeout,
 		MetadataTTL: metadataTTL,
 		ClientID:    clientID,
-		TLS:         cfg.TLS,
+		SASL:        mechanism,
 	}
-	dialer := &kafka.Dialer{ClientID: clientID, Timeout: dialTimeout, DualStack: true, TLS: cfg.TLS}
-	if cfg.Username != "" {
-		mechanism, err := scram.Mechanism(scram.SHA512, cfg.Username, cfg.Password)
-		if err != nil {
-			return nil, errors.New("kafka: the username or password cannot be used with SCRAM (RFC 4013)")
-		}
-		transport.SASL = mechanism
-		dialer.SASLMechanism = mechanism
-	}
+	dialer := &kafka.Dialer{ClientID: clientID, Timeout: dialTimeout, DialFunc: secured(dialPlain, cfg), SASLMechanism: mechanism}
 	addr := kafka.TCP(cfg.Brokers...)
 	b := &Bus{
 		cfg:       cfg,
@@ -449,7 +455,8 @@ func temporary(err error) bool {
 		return true // the network
 	}
 	switch code {
-	case kafka.UnknownTopicOrPartition: // not yet known to the broker asked
+	case kafka.UnknownTopicOrPartition, // not yet known to the broker asked
+		kafka.SASLAuthenticationFailed: // a password that is being changed
 		return true
 	default:
 		return code.Temporary()

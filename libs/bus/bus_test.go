@@ -2,14 +2,9 @@ package bus_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"slices"
@@ -27,6 +22,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/bus/bustest"
+	"github.com/tidewaiter/tidewaiter/libs/credential/credentialtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -70,19 +66,24 @@ func TestBusOnFake(t *testing.T) {
 }
 
 // Connections of both kinds, the publisher's and the group's, log in and
-// encrypt.
+// encrypt, with a client's certificate where the server asks for one.
 func TestBusWithTLSAndSCRAM(t *testing.T) {
-	cert, roots := certificate(t)
+	for _, mechanism := range []string{bus.ScramSHA512, bus.ScramSHA256, bus.Plain} {
+		t.Run(mechanism, func(t *testing.T) { testLogin(t, mechanism) })
+	}
+}
+
+func testLogin(t *testing.T, mechanism string) {
+	authority := credentialtest.New(t)
 	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(),
-		kfake.Superuser("SCRAM-SHA-512", "planner", "a password"),
-		kfake.TLS(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}))
+		kfake.Superuser(mechanism, "planner", "a password"), kfake.TLS(authority.Server(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
 	cfg := bus.Config{
-		Brokers: c.ListenAddrs(), Username: "planner", Password: "a password",
-		TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		Brokers: c.ListenAddrs(), Mechanism: mechanism, Username: "planner", Password: "a password",
+		TLSSource: authority.Client(t, "planner").Source(),
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	b, err := bus.New(cfg, "planner", log, nil)
@@ -117,45 +118,74 @@ func TestBusWithTLSAndSCRAM(t *testing.T) {
 		t.Error(err)
 	}
 
+	stranger := cfg
+	stranger.TLSSource = nil
+	stranger.TLS = &tls.Config{RootCAs: authority.Pool(), MinVersion: tls.VersionTLS12}
+	refused(t, stranger, log)
 	cfg.Password = "another"
-	wrong, err := bus.New(cfg, "planner", log, nil)
+	refused(t, cfg, log)
+}
+
+// A password that is replaced is used by the next connection; until then
+// publishing waits for it.
+func TestThePasswordIsReadAtEveryConnection(t *testing.T) {
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.Superuser(bus.ScramSHA512, "planner", "second"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	short, stop := context.WithTimeout(t.Context(), 2*time.Second)
-	defer stop()
-	err = wrong.EnsureTopics(short, contracts.ImagePushedV1)
-	if err == nil || strings.Contains(err.Error(), cfg.Password) {
-		t.Errorf("with a wrong password: %v", err)
+	t.Cleanup(c.Close)
+	asked := atomic.Int32{}
+	cfg := bus.Config{Brokers: c.ListenAddrs(), Username: "planner", PasswordSource: func() (string, error) {
+		if asked.Add(1) < 4 {
+			return "first", nil
+		}
+		return "second", nil
+	}}
+	b, err := bus.New(cfg, "planner", slog.New(slog.NewTextHandler(t.Output(), nil)), nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := wrong.Close(); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := b.EnsureTopics(ctx, contracts.ImagePushedV1); err != nil {
+		t.Errorf("after the password was replaced: %v", err)
+	}
+	if asked.Load() < 4 {
+		t.Errorf("the password was asked for %d times", asked.Load())
+	}
+	if err := b.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
-// certificate returns a certificate for 127.0.0.1 and the roots that trust it.
-func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+func TestPlainNeedsTLS(t *testing.T) {
+	cfg := bus.Config{Brokers: []string{"127.0.0.1:1"}, Mechanism: bus.Plain, Username: "u", Password: "p"}
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "tls") {
+		t.Errorf("PLAIN without TLS: %v", err)
+	}
+	cfg.Mechanism = "GSSAPI"
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), bus.ScramSHA256) {
+		t.Errorf("an unknown mechanism: %v", err)
+	}
+}
+
+// refused checks that Kafka does not let a configuration in, and that the error
+// does not hold the password.
+func refused(t *testing.T, cfg bus.Config, log *slog.Logger) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	wrong, err := bus.New(cfg, "planner", log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	short, stop := context.WithTimeout(t.Context(), time.Second)
+	defer stop()
+	err = wrong.EnsureTopics(short, contracts.ImagePushedV1)
+	if err == nil || strings.Contains(err.Error(), cfg.Password) {
+		t.Errorf("with wrong credentials: %v", err)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
+	if err := wrong.Close(); err != nil {
+		t.Error(err)
 	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(leaf)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, roots
 }
 
 // BenchmarkPublish stores events from 64 goroutines, as intake does; p99 is the

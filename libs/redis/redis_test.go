@@ -2,22 +2,20 @@ package redis
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/alicebob/miniredis/v2/server"
+
+	"github.com/tidewaiter/tidewaiter/libs/credential/credentialtest"
 )
 
 func TestPing(t *testing.T) {
@@ -114,45 +112,87 @@ func TestIsUnavailable(t *testing.T) {
 	}
 }
 
-func TestTLSAndUser(t *testing.T) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certificate, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+// withTLS starts a Redis that asks for a certificate and for a user of the ACL.
+func withTLS(t *testing.T, authority *credentialtest.Authority, password string) *miniredis.Miniredis {
+	t.Helper()
 	m := miniredis.NewMiniRedis()
-	m.RequireUserAuth("analyzer", "s3cret")
-	if err := m.StartTLS(&tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}); err != nil {
+	m.RequireUserAuth("analyzer", password)
+	if err := m.StartTLS(authority.Server(t)); err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
-	m.Server().SetPreHook(func(p *server.Peer, cmd string, args ...string) bool {
+	t.Cleanup(m.Close)
+	m.Server().SetPreHook(func(_ *server.Peer, cmd string, args ...string) bool {
 		if cmd == "AUTH" && (len(args) != 2 || args[0] != "analyzer") {
-			t.Errorf("AUTH %v", len(args))
+			t.Errorf("AUTH with %d arguments", len(args))
 		}
 		return false
 	})
-	authorities := x509.NewCertPool()
-	authorities.AddCert(certificate)
+	return m
+}
+
+func TestTLSAndUser(t *testing.T) {
+	authority := credentialtest.New(t)
+	m := withTLS(t, authority, "s3cret")
 	url := "rediss://analyzer@" + m.Addr()
-	trusting := open(t, Config{URL: url, Password: "s3cret", TLS: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: authorities}})
+	files := authority.Client(t, "analyzer").Source()
+	trusting := open(t, Config{URL: url, Password: "s3cret", TLSSource: files})
 	if err := trusting.Ping(t.Context()); err != nil {
 		t.Errorf("with its authority: %v", err)
+	}
+	named := open(t, Config{URL: "rediss://" + m.Addr(), Username: "analyzer", Password: "s3cret", TLSSource: files})
+	if err := named.Ping(t.Context()); err != nil {
+		t.Errorf("with the user beside the URL: %v", err)
 	}
 	doubting := open(t, Config{URL: url, Password: "s3cret"})
 	var unknown x509.UnknownAuthorityError
 	if err := doubting.Ping(t.Context()); !errors.As(err, &unknown) {
 		t.Errorf("without its authority: %v", err)
+	}
+	stranger := open(t, Config{URL: url, Password: "s3cret", TLS: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: authority.Pool()}})
+	if err := stranger.Ping(t.Context()); !IsUnavailable(err) {
+		t.Errorf("without a certificate: %v", err)
+	}
+}
+
+// A password that is replaced is used by the next connection.
+func TestThePasswordIsReadAtEveryConnection(t *testing.T) {
+	m := miniredis.NewMiniRedis()
+	m.RequireUserAuth("analyzer", "second")
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Close)
+	var password atomic.Pointer[string]
+	set := func(p string) { password.Store(&p) }
+	set("first")
+	c := open(t, Config{URL: "redis://analyzer@" + m.Addr(), PasswordSource: func() (string, error) { return *password.Load(), nil }})
+	if err := c.Ping(t.Context()); !IsUnavailable(err) {
+		t.Errorf("before it was replaced: %v", err)
+	}
+	set("second")
+	if err := c.Ping(t.Context()); err != nil {
+		t.Errorf("after it was replaced: %v", err)
+	}
+}
+
+func TestExactlyOneWayToReachRedis(t *testing.T) {
+	sentinel := &Sentinel{Master: "m", Addresses: []string{"127.0.0.1:26379"}}
+	for want, cfg := range map[string]Config{
+		"exactly one":        {URL: "redis://localhost:6379", Sentinel: sentinel},
+		"sentinel.master":    {Sentinel: &Sentinel{Addresses: sentinel.Addresses}},
+		"sentinel.addresses": {Sentinel: &Sentinel{Master: "m"}},
+		"cluster[1]":         {Cluster: []string{"a:6379", "b"}},
+		"db is 3":            {Cluster: []string{"a:6379"}, DB: 3},
+		"two users":          {URL: "redis://a@localhost:6379", Username: "b"},
+		"rediss://":          {URL: "redis://localhost:6379", TLS: &tls.Config{MinVersion: tls.VersionTLS12}},
+	} {
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	for _, cfg := range []Config{{URL: "redis://localhost:6379"}, {Sentinel: sentinel, DB: 2}, {Cluster: []string{"a:6379"}}} {
+		if err := cfg.Validate(); err != nil {
+			t.Errorf("%+v: %v", cfg, err)
+		}
 	}
 }

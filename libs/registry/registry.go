@@ -34,7 +34,9 @@ type Host struct {
 	Password     string   `yaml:"-"`
 	PasswordFile string   `yaml:"passwordFile"` // read again when it changes
 	PasswordEnv  string   `yaml:"passwordEnv"`
-	CAFile       string   `yaml:"caFile"`       // PEM, in addition to the system's
+	CAFile       string   `yaml:"caFile"`       // PEM, in addition to the system's; read at every connection, as the next two
+	CertFile     string   `yaml:"certFile"`     // certificate that this registry, and only it, is shown (mTLS); PEM
+	KeyFile      string   `yaml:"keyFile"`      // its private key; PEM
 	AllowPrivate bool     `yaml:"allowPrivate"` // token realms and redirects may lead to private addresses
 	Concurrency  int      `yaml:"concurrency"`  // requests at once; default 16
 	PathPrefixes []string `yaml:"pathPrefixes"` // repositories that may be used; empty: all

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,12 +11,13 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/tidewaiter/tidewaiter/libs/credential"
 )
 
 // Deadlines and limits of connections.
@@ -92,30 +92,19 @@ func (o *op) answeredReferrers() bool {
 
 // newBase returns the transport that dials for one host by our rules.
 func newBase(cfg Host, authority string) (*http.Transport, error) {
-	t := &http.Transport{
-		DialContext:           newDialer(cfg, authority).dial,
-		TLSHandshakeTimeout:   dialTimeout,
+	d := newDialer(cfg, authority)
+	if _, err := d.certificates(true); err != nil {
+		return nil, err
+	}
+	return &http.Transport{
+		DialContext:           d.dial,
+		DialTLSContext:        d.dialTLS,
 		ResponseHeaderTimeout: headerTimeout,
 		MaxIdleConnsPerHost:   cfg.Concurrency,
 		IdleConnTimeout:       90 * time.Second,
 		DisableCompression:    true, // bytes must be those that the digest names
 		ReadBufferSize:        transportReadBuf,
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	if cfg.CAFile != "" {
-		pem, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read caFile: %w", err)
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("caFile %s holds no PEM certificate", cfg.CAFile)
-		}
-	}
-	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
-	return t, nil
+	}, nil
 }
 
 // dialer connects to the configured host wherever that is, and to others
@@ -125,10 +114,14 @@ type dialer struct {
 	address      string // where it is
 	allowPrivate bool
 	dialer       net.Dialer
+	files        func() (*tls.Config, error)
 }
 
 func newDialer(cfg Host, authority string) *dialer {
-	d := &dialer{allowPrivate: cfg.AllowPrivate, dialer: net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}}
+	d := &dialer{
+		allowPrivate: cfg.AllowPrivate, dialer: net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second},
+		files: credential.TLS{CAFile: cfg.CAFile, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, BesideSystem: true}.Source(),
+	}
 	d.own = withPort(authority, cfg.PlainHTTP)
 	d.address = d.own
 	if cfg.Address != "" {
@@ -181,6 +174,35 @@ func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, erro
 		last = fmt.Errorf("%s has no address", name)
 	}
 	return nil, last
+}
+
+// dialTLS is dial with TLS on top. The certificate is for the registry alone:
+// token realms and redirects are not shown it.
+func (d *dialer) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+	config, err := d.certificates(strings.EqualFold(addr, d.own))
+	if err != nil {
+		return nil, err
+	}
+	raw, err := d.dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := credential.Handshake(ctx, raw, config, addr)
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (d *dialer) certificates(own bool) (*tls.Config, error) {
+	config, err := d.files()
+	if err != nil {
+		return nil, err
+	}
+	if !own {
+		config.Certificates = nil
+	}
+	return config, nil
 }
 
 // special are address blocks that are not reachable on the Internet (IANA

@@ -1,8 +1,6 @@
 package run
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +16,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 
 	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/libs/credential"
 	"github.com/tidewaiter/tidewaiter/libs/redis"
 	"github.com/tidewaiter/tidewaiter/libs/registry"
 )
@@ -36,33 +35,29 @@ type HTTPConfig struct {
 	Listen string `yaml:"listen"` // host:port for /healthz, /readyz, /metrics; empty: none
 }
 
-// TLSFiles names PEM files.
-type TLSFiles struct {
-	CAFile     string `yaml:"caFile"`
-	CertFile   string `yaml:"certFile"`
-	KeyFile    string `yaml:"keyFile"`
-	ServerName string `yaml:"serverName"`
-}
-
 // KafkaConfig is the section "kafka".
 type KafkaConfig struct {
 	bus.Config   `yaml:",inline"`
-	PasswordFile string    `yaml:"passwordFile"`
-	PasswordEnv  string    `yaml:"passwordEnv"`
-	TLSFiles     *TLSFiles `yaml:"tls"`
+	PasswordFile string          `yaml:"passwordFile"` // read at every connection
+	PasswordEnv  string          `yaml:"passwordEnv"`
+	TLSFiles     *credential.TLS `yaml:"tls"` // absent: no TLS; {}: TLS with the system's authorities
 }
 
 // RedisConfig is the section "redis".
 type RedisConfig struct {
 	redis.Config `yaml:",inline"`
-	PasswordFile string `yaml:"passwordFile"`
-	PasswordEnv  string `yaml:"passwordEnv"`
+	PasswordFile string          `yaml:"passwordFile"` // read at every connection
+	PasswordEnv  string          `yaml:"passwordEnv"`
+	TLSFiles     *credential.TLS `yaml:"tls"`
 }
 
 // DatabaseConfig is the section "database".
 type DatabaseConfig struct {
-	URL    string `yaml:"url"`    // sqlite:///file or postgres://…
-	URLEnv string `yaml:"urlEnv"` // environment variable that holds it, since it may hold a password
+	URL          string          `yaml:"url"`          // sqlite:///file or postgres://…
+	URLEnv       string          `yaml:"urlEnv"`       // environment variable that holds it, since it may hold a password
+	PasswordFile string          `yaml:"passwordFile"` // read at every connection
+	PasswordEnv  string          `yaml:"passwordEnv"`
+	TLSFiles     *credential.TLS `yaml:"tls"` // means verify-full
 }
 
 // Config is the one file behind all services. Each service has a section of
@@ -75,8 +70,9 @@ type Config struct {
 	Database   DatabaseConfig
 	Registries []registry.Host
 
-	path string
-	root map[string]ast.Node // by top-level key
+	path      string
+	root      map[string]ast.Node // by top-level key
+	lookupEnv func(string) (string, bool)
 }
 
 // common are the sections that every service reads, beside Services.
@@ -92,9 +88,9 @@ func Services() []string {
 }
 
 // Load reads a configuration file; path "" is an empty one. The environment
-// goes before the file: TIDEWAITER_KAFKA_BROKERS (comma separated),
-// TIDEWAITER_REDIS_URL, TIDEWAITER_DATABASE_URL. Every mistake that can be seen
-// without connecting is reported at once, with its line; errors.Is(err, ErrConfig).
+// goes before the file in the sections log, http, kafka, redis and database:
+// TIDEWAITER_KAFKA_BROKERS (lists are separated by commas) is kafka.brokers,
+// TIDEWAITER_REDIS_TLS_CA_FILE is redis.tls.caFile, and so on. errors.Is(err, ErrConfig).
 func Load(path string, lookupEnv func(string) (string, bool)) (*Config, error) {
 	var content []byte
 	if path != "" {
@@ -109,7 +105,18 @@ func Load(path string, lookupEnv func(string) (string, bool)) (*Config, error) {
 
 // Parse is Load for content that is at hand; path only names it in errors.
 func Parse(path string, content []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
-	c := &Config{path: path, root: map[string]ast.Node{}}
+	c, err := parse(path, content, lookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.environment(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func parse(path string, content []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
+	c := &Config{path: path, root: map[string]ast.Node{}, lookupEnv: lookupEnv}
 	file, err := parser.ParseBytes(content, 0)
 	if err != nil {
 		return nil, c.problem(err)
@@ -127,7 +134,6 @@ func Parse(path string, content []byte, lookupEnv func(string) (string, bool)) (
 	} {
 		problems = append(problems, c.decode(section, into))
 	}
-	problems = append(problems, c.environment(lookupEnv))
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
@@ -177,35 +183,6 @@ func (c *Config) decode(section string, into any) error {
 	return nil
 }
 
-func (c *Config) environment(lookupEnv func(string) (string, bool)) error {
-	if v, ok := lookupEnv("TIDEWAITER_KAFKA_BROKERS"); ok {
-		c.Kafka.Brokers = strings.Split(v, ",")
-	}
-	if v, ok := lookupEnv("TIDEWAITER_REDIS_URL"); ok {
-		c.Redis.URL = v
-	}
-	if v, ok := lookupEnv("TIDEWAITER_DATABASE_URL"); ok {
-		c.Database.URL = v
-	}
-	var problems []error
-	secret := func(what, file, env string, into *string) {
-		v, err := Secret(what, file, env, lookupEnv)
-		problems = append(problems, err)
-		if v != "" {
-			*into = v
-		}
-	}
-	secret("kafka", c.Kafka.PasswordFile, c.Kafka.PasswordEnv, &c.Kafka.Password)
-	secret("redis", c.Redis.PasswordFile, c.Redis.PasswordEnv, &c.Redis.Password)
-	secret("database", "", c.Database.URLEnv, &c.Database.URL)
-	if c.Kafka.TLSFiles != nil {
-		t, err := c.Kafka.TLSFiles.load()
-		problems = append(problems, err)
-		c.Kafka.TLS = t
-	}
-	return errors.Join(problems...)
-}
-
 // Secret reads a secret from a file or an environment variable, whichever is
 // named; neither gives "". what names the setting in errors.
 func Secret(what, file, env string, lookupEnv func(string) (string, bool)) (string, error) {
@@ -228,31 +205,6 @@ func Secret(what, file, env string, lookupEnv func(string) (string, bool)) (stri
 	return "", nil
 }
 
-func (t *TLSFiles) load() (*tls.Config, error) {
-	out := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
-	if t.CAFile != "" {
-		pem, err := os.ReadFile(t.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("tls.caFile: %w: %w", err, ErrConfig)
-		}
-		out.RootCAs = x509.NewCertPool()
-		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("tls.caFile %s holds no PEM certificate: %w", t.CAFile, ErrConfig)
-		}
-	}
-	if (t.CertFile == "") != (t.KeyFile == "") {
-		return nil, fmt.Errorf("tls: certFile and keyFile go together: %w", ErrConfig)
-	}
-	if t.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("tls.certFile: %w: %w", err, ErrConfig)
-		}
-		out.Certificates = []tls.Certificate{pair}
-	}
-	return out, nil
-}
-
 // With returns the configuration with sections merged over it, as the
 // all-in-one does with the addresses of its embedded servers: maps are merged
 // key by key, anything else is replaced.
@@ -269,18 +221,13 @@ func (c *Config) With(sections map[string]any) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("merge configuration: %w", err)
 	}
-	return Parse(c.path, content, func(name string) (string, bool) {
-		// addresses were merged in; only variables that the file names are still looked up
-		if strings.HasPrefix(name, "TIDEWAITER_") && !c.names(name) {
-			return "", false
-		}
-		return os.LookupEnv(name)
-	})
+	// Addresses were merged in: of the environment, only variables that the file names are still looked up.
+	return parse(c.path, content, c.lookupEnv)
 }
 
 // Without returns the configuration without a section.
 func (c *Config) Without(section string) (*Config, error) {
-	out := &Config{path: c.path, root: maps.Clone(c.root)}
+	out := &Config{path: c.path, root: maps.Clone(c.root), lookupEnv: c.lookupEnv}
 	delete(out.root, section)
 	return out.With(nil)
 }
@@ -295,10 +242,6 @@ func (c *Config) Fill(section string, defaults map[string]any) map[string]any {
 		}
 	}
 	return merge(defaults, own)
-}
-
-func (c *Config) names(env string) bool {
-	return env == c.Kafka.PasswordEnv || env == c.Redis.PasswordEnv || env == c.Database.URLEnv
 }
 
 func merge(into, from map[string]any) map[string]any {

@@ -53,10 +53,11 @@ func (e *Env) Bus() (*bus.Bus, error) {
 	if e.bus != nil {
 		return e.bus, nil
 	}
-	if len(e.cfg.Kafka.Brokers) == 0 {
-		return nil, fmt.Errorf("kafka.brokers is empty, set it or TIDEWAITER_KAFKA_BROKERS: %w", ErrConfig)
+	cfg, err := e.cfg.busConfig(e.Service)
+	if err != nil {
+		return nil, err
 	}
-	b, err := bus.New(e.cfg.Kafka.Config, e.Service, e.Log, e.Metrics)
+	b, err := bus.New(cfg, e.Service, e.Log, e.Metrics)
 	if err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
@@ -72,10 +73,11 @@ func (e *Env) Redis() (*redis.Client, error) {
 	if e.redis != nil {
 		return e.redis, nil
 	}
-	if e.cfg.Redis.URL == "" {
-		return nil, fmt.Errorf("redis.url is empty, set it or TIDEWAITER_REDIS_URL: %w", ErrConfig)
+	cfg, err := e.cfg.redisConfig(e.Service)
+	if err != nil {
+		return nil, err
 	}
-	c, err := redis.Open(e.cfg.Redis.Config)
+	c, err := redis.Open(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("redis: %w", err)
 	}
@@ -95,10 +97,11 @@ func (e *Env) DB(ctx context.Context) (*store.DB, error) {
 	if e.db != nil {
 		return e.db, nil
 	}
-	if e.cfg.Database.URL == "" {
-		return nil, fmt.Errorf("database.url is empty, set it or TIDEWAITER_DATABASE_URL: %w", ErrConfig)
+	cfg, err := e.cfg.storeConfig(e.Service)
+	if err != nil {
+		return nil, err
 	}
-	db, err := store.Open(ctx, e.cfg.Database.URL)
+	db, err := store.OpenConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
@@ -118,7 +121,7 @@ func (e *Env) Registry() (*registry.Client, error) {
 	if e.registry != nil {
 		return e.registry, nil
 	}
-	c, err := registry.New(e.cfg.Registries, e.Log)
+	c, err := registry.New(e.cfg.Hosts(e.Service), e.Log)
 	if err != nil {
 		return nil, fmt.Errorf("registries: %w", err)
 	}

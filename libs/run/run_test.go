@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
@@ -77,11 +78,100 @@ func TestEnvironmentGoesBeforeTheFile(t *testing.T) {
 	if got := strings.Join(c.Kafka.Brokers, " "); got != "a:1 b:2" {
 		t.Errorf("brokers = %q", got)
 	}
-	if c.Kafka.Password != "s3cret" || c.Redis.Password != "pw" || c.Redis.URL != "redis://file" {
-		t.Errorf("kafka password %q, redis password %q, redis url %q", c.Kafka.Password, c.Redis.Password, c.Redis.URL)
+	if c.Redis.URL != "redis://file" {
+		t.Errorf("redis url %q", c.Redis.URL)
 	}
-	if _, err := Parse("c.yaml", []byte(content), env()); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "REDIS_SECRET") {
+	k, err := c.busConfig("planner")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if password, err := k.PasswordSource(); err != nil || password != "s3cret" {
+		t.Errorf("kafka password %q, %v", password, err)
+	}
+	r, err := c.redisConfig("planner")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if password, err := r.PasswordSource(); err != nil || password != "pw" {
+		t.Errorf("redis password %q, %v", password, err)
+	}
+	if c, err = Parse("c.yaml", []byte(content), env()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.redisConfig("planner"); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "REDIS_SECRET") {
 		t.Errorf("got %v, want an error that names REDIS_SECRET", err)
+	}
+}
+
+func TestEveryCommonSettingHasAVariable(t *testing.T) {
+	content := "redis:\n  sentinel: {master: m, addresses: [\"s:26379\"]}\nkafka:\n  tls: {caFile: from-file, keyFile: k}\n"
+	c, err := Parse("c.yaml", []byte(content), env(
+		"TIDEWAITER_KAFKA_TLS_CA_FILE", "from-env", "TIDEWAITER_KAFKA_PARTITIONS", "9", "TIDEWAITER_KAFKA_RETRY_BACKOFF", "3s",
+		"TIDEWAITER_REDIS_SENTINEL_ADDRESSES", "a:1,b:2", "TIDEWAITER_DATABASE_TLS_CERT_FILE", "c", "TIDEWAITER_LOG_LEVEL", "warn"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := *c.Kafka.TLSFiles; got.CAFile != "from-env" || got.KeyFile != "k" {
+		t.Errorf("kafka.tls = %+v", got)
+	}
+	if c.Kafka.Partitions != 9 || c.Kafka.RetryBackoff != 3*time.Second || c.Log.Level != "warn" || c.Database.TLSFiles.CertFile != "c" {
+		t.Errorf("%+v", c)
+	}
+	if got := c.Redis.Sentinel; got.Master != "m" || strings.Join(got.Addresses, " ") != "a:1 b:2" {
+		t.Errorf("redis.sentinel = %+v", got)
+	}
+	if c.Redis.TLSFiles != nil {
+		t.Error("a section that nothing names is there")
+	}
+	_, err = Parse("c.yaml", nil, env("TIDEWAITER_KAFKA_PARTITIONS", "many"))
+	if !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "TIDEWAITER_KAFKA_PARTITIONS") {
+		t.Errorf("got %v, want an error that names the variable", err)
+	}
+}
+
+// One file serves services with credentials of their own.
+func TestEachServiceHasItsOwnCredentials(t *testing.T) {
+	dir := t.TempDir()
+	for service, password := range map[string]string{"planner": "p1", "attestor": "a1"} {
+		if err := os.WriteFile(filepath.Join(dir, service+".kafka"), []byte(password+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	content := `
+kafka: {brokers: ["k:9092"], username: "tidewaiter-{service}", passwordFile: "` + dir + `/{service}.kafka"}
+redis: {url: "redis://{service}@r:6379", passwordEnv: "REDIS_{SERVICE}"}
+database: {url: "postgres://tidewaiter_{service}@d/tidewaiter"}
+registries: [{host: r.example.com, username: "robot-{service}", certFile: "{service}.pem", keyFile: "{service}.key"}]
+`
+	c, err := Parse("c.yaml", []byte(content), env("REDIS_ATTESTOR", "r1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := c.busConfig("attestor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, err := k.PasswordSource()
+	if err != nil || k.Username != "tidewaiter-attestor" || password != "a1" {
+		t.Errorf("kafka: %q, %q, %v", k.Username, password, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "attestor.kafka"), []byte("a2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if password, _ = k.PasswordSource(); password != "a2" {
+		t.Errorf("after the file was replaced: %q", password)
+	}
+	if r, err := c.redisConfig("attestor"); err != nil || r.URL != "redis://attestor@r:6379" {
+		t.Errorf("redis: %q, %v", r.URL, err)
+	}
+	if d, err := c.storeConfig("attestor"); err != nil || d.URL != "postgres://tidewaiter_attestor@d/tidewaiter" {
+		t.Errorf("database: %q, %v", d.URL, err)
+	}
+	if h := c.Hosts("planner")[0]; h.Username != "robot-planner" || h.KeyFile != "planner.key" {
+		t.Errorf("registry: %+v", h)
+	}
+	if c.Registries[0].Username != "robot-{service}" || c.Kafka.Username != "tidewaiter-{service}" {
+		t.Error("what one service sees was written into the common configuration")
 	}
 }
 

@@ -10,6 +10,7 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -19,8 +20,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/klauspost/compress/zstd"
 
 	_ "modernc.org/sqlite" // the driver named "sqlite"
@@ -64,6 +63,16 @@ type DB struct {
 	decoder *zstd.Decoder
 }
 
+// Config says how a database is reached.
+type Config struct {
+	URL string // as Open takes it
+	// PasswordSource and TLSSource, where set, are asked at every connection to
+	// PostgreSQL. With TLSSource the server must prove itself (as with
+	// sslmode=verify-full), and the URL names no certificates.
+	PasswordSource func() (string, error)
+	TLSSource      func() (*tls.Config, error)
+}
+
 // Open opens sqlite:///path/to/file.db (created when absent, with its folder)
 // or postgres://…. It creates the tables that all services share (outbox,
 // blobs). sqlite://…?sync=full makes every transaction survive a power cut;
@@ -71,7 +80,12 @@ type DB struct {
 // last ones but never damages the file. Errors hold no password. For a database that cannot be reached
 // IsUnavailable(err) is true.
 func Open(ctx context.Context, url string) (*DB, error) {
-	db, err := open(url)
+	return OpenConfig(ctx, Config{URL: url})
+}
+
+// OpenConfig is Open with credentials that may change.
+func OpenConfig(ctx context.Context, cfg Config) (*DB, error) {
+	db, err := open(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +95,7 @@ func Open(ctx context.Context, url string) (*DB, error) {
 	return db, nil
 }
 
-func open(dsn string) (*DB, error) {
+func open(cfg Config) (*DB, error) {
 	// A dozen handles live in one process: they are kept small.
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(zstdConcurrency), zstd.WithWindowSize(zstdWindow), zstd.WithLowerEncoderMem(true))
 	if err != nil {
@@ -93,12 +107,12 @@ func open(dsn string) (*DB, error) {
 	}
 	db := &DB{encoder: encoder, decoder: decoder}
 
-	scheme, rest, _ := strings.Cut(dsn, "://")
+	scheme, rest, _ := strings.Cut(cfg.URL, "://")
 	switch scheme {
 	case "sqlite":
 		err = db.openSQLite(rest)
 	case "postgres", "postgresql":
-		err = db.openPostgres(dsn)
+		err = db.openPostgres(cfg)
 	default:
 		err = fmt.Errorf("database %q: want sqlite:///path/to/file.db or postgres://", scheme)
 	}
@@ -146,18 +160,6 @@ func (db *DB) openSQLite(path string) error {
 	pool.SetMaxOpenConns(sqliteConns)
 	pool.SetMaxIdleConns(sqliteConns)
 	db.DB, db.Dialect, db.writer = pool, SQLite, writerOf(path)
-	return nil
-}
-
-func (db *DB) openPostgres(dsn string) error {
-	cfg, err := pgx.ParseConfig(dsn)
-	if err != nil {
-		return fmt.Errorf("database URL: %w", err) // pgx leaves the password out
-	}
-	db.DB, db.Dialect = stdlib.OpenDB(*cfg), Postgres
-	db.SetMaxOpenConns(postgresConns)
-	db.SetMaxIdleConns(postgresConns)
-	db.SetConnMaxIdleTime(5 * time.Minute)
 	return nil
 }
 

@@ -66,15 +66,16 @@ func (c *configCheckCmd) Run(s *streams) error {
 	if err := errors.Join(problems...); err != nil {
 		return usage(err)
 	}
-	password := func(p string) string {
-		if p == "" {
+	password := func(file, env string) string {
+		if file == "" && env == "" {
 			return "no password"
 		}
 		return "password set"
 	}
 	fmt.Fprintf(s.out, "%s is good\n", c.File)
-	fmt.Fprintf(s.out, "  kafka       %s, user %q, %s, prefix %q\n", strings.Join(cfg.Kafka.Brokers, ","), cfg.Kafka.Username, password(cfg.Kafka.Password), cfg.Kafka.Prefix)
-	fmt.Fprintf(s.out, "  redis       %s, %s\n", run.RedactURL(cfg.Redis.URL), password(cfg.Redis.Password))
+	k, r := cfg.Kafka, cfg.Redis
+	fmt.Fprintf(s.out, "  kafka       %s, user %q, %s, prefix %q\n", strings.Join(k.Brokers, ","), k.Username, password(k.PasswordFile, k.PasswordEnv), k.Prefix)
+	fmt.Fprintf(s.out, "  redis       %s, %s\n", run.RedactURL(r.URL), password(r.PasswordFile, r.PasswordEnv))
 	fmt.Fprintf(s.out, "  database    %s\n", run.RedactURL(cfg.Database.URL))
 	for _, h := range cfg.Registries {
 		fmt.Fprintf(s.out, "  registry    %s, user %q\n", h.Name, h.Username)
