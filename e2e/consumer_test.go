@@ -30,7 +30,7 @@ import (
 
 // TestConsumerInPython runs the example consumer, which shares nothing with us
 // but the contracts, against the embedded Kafka, and against the one at
-// TIDEWAITER_KAFKA (host:port; servers/with-kafka.sh starts it) if there is one.
+// TIDEWAITER_KAFKA (host:port; servers/servers.sh starts it) if there is one.
 func TestConsumerInPython(t *testing.T) {
 	python := virtualEnvironment(t)
 	t.Run("embedded", func(t *testing.T) {

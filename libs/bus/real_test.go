@@ -12,21 +12,21 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/bus/bustest"
 )
 
-// TestBusOnKafka runs the suite on the broker at TIDEWAITER_KAFKA (host:port).
-// TIDEWAITER_KAFKA_CTL ("path/to/kafka.sh data-directory") lets it stop and start it.
+// TestBusOnKafka runs the suite on the broker at TIDEWAITER_KAFKA (host:port, or several with commas).
+// SERVERS_CTL (e2e/servers/servers.sh, which sets both) lets it stop and start it.
 func TestBusOnKafka(t *testing.T) {
 	addr := os.Getenv("TIDEWAITER_KAFKA")
 	if addr == "" {
 		t.Fatal("TIDEWAITER_KAFKA (host:port) is not set")
 	}
-	broker := bustest.Broker{Config: bus.Config{Brokers: []string{addr}}}
-	if ctl := strings.Fields(os.Getenv("TIDEWAITER_KAFKA_CTL")); len(ctl) == 2 {
+	broker := bustest.Broker{Config: bus.Config{Brokers: strings.Split(addr, ",")}}
+	if ctl := os.Getenv("SERVERS_CTL"); ctl != "" {
 		control := func(verb string) func(t *testing.T) {
 			return func(t *testing.T) {
 				t.Helper()
-				out, err := exec.CommandContext(t.Context(), ctl[0], verb, ctl[1]).CombinedOutput()
+				out, err := exec.CommandContext(t.Context(), ctl, verb, "kafka").CombinedOutput()
 				if err != nil {
-					t.Fatalf("%s %s: %v\n%s", ctl[0], verb, err, out)
+					t.Fatalf("%s %s kafka: %v\n%s", ctl, verb, err, out)
 				}
 			}
 		}
