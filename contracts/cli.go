@@ -240,3 +240,53 @@ type DeadLetterSummary struct {
 	Oldest   time.Time `json:"oldest"`   // when the first of them was given up
 	Newest   time.Time `json:"newest"`   // when the last of them was given up
 }
+
+// States of a sweep.
+const (
+	SweepRunning    = "running"
+	SweepComplete   = "complete"   // everything was listed
+	SweepIncomplete = "incomplete" // some repositories could not be listed; nothing is said of them
+	SweepFailed     = "failed"     // the registry could not be listed
+)
+
+// Sweep is what `tidewaiter sweep` prints: how far one look through a registry
+// is, and what it found.
+type Sweep struct {
+	Source      string       `json:"source"`
+	Registry    string       `json:"registry"`
+	DryRun      bool         `json:"dryRun"` // nothing was sent and nothing remembered
+	State       string       `json:"state"`
+	Phase       string       `json:"phase"`             // "repositories", "tags", "statements", "deleted" or "done"
+	Message     string       `json:"message,omitempty"` // what it waits for, or why it is not complete
+	StartedAt   time.Time    `json:"startedAt"`
+	FinishedAt  *time.Time   `json:"finishedAt"`  // null: it is not finished
+	SecondsLeft *int64       `json:"secondsLeft"` // an estimate; null: there is none
+	Figures     SweepFigures `json:"figures"`
+	Unlisted    []Unlisted   `json:"unlisted"` // repositories that could not be listed, at most 100
+}
+
+// SweepFigures are the counts of a sweep.
+type SweepFigures struct {
+	Repositories int `json:"repositories"` // listed
+	Tags         int `json:"tags"`         // listed
+	Missed       int `json:"missed"`       // tags whose image was not known, and was pushed into the bulk lane
+	Deleted      int `json:"deleted"`      // tags that are known and were not listed: hints that planner confirms
+	Checked      int `json:"checked"`      // images whose statements were looked for
+	Unstated     int `json:"unstated"`     // of them, those that lack some, or never had any
+	Unlisted     int `json:"unlisted"`     // repositories that could not be listed
+	// Changed are the tags that were pushed or moved since the last complete
+	// sweep. Of them, Heard came with a webhook, Lost did not within the
+	// source's grace, and of Pending it is not decided yet.
+	Changed int `json:"changed"`
+	Heard   int `json:"heard"`
+	Lost    int `json:"lost"`
+	Pending int `json:"pending"`
+	// ShareLost is Lost of Heard and Lost, 0…1; null: there were none.
+	ShareLost *float64 `json:"shareLost"`
+}
+
+// Unlisted is a repository whose tags could not be listed.
+type Unlisted struct {
+	Repository string `json:"repository"`
+	Reason     string `json:"reason"`
+}

@@ -100,13 +100,24 @@ type ImagePushed struct {
 	Tag        string     `json:"tag,omitempty"`
 	Digest     string     `json:"digest,omitempty"`
 	MediaType  string     `json:"mediaType,omitempty"`
-	Cause      string     `json:"cause"`          // "push", "submit", "overdue", "admission"
+	Cause      string     `json:"cause"`          // "push", "submit", "overdue", "admission", "sweep", "statement"
 	Hint       string     `json:"hint,omitempty"` // why the sender's payload looks like no image, for example "signature tag"
 	DeliveryID string     `json:"deliveryId,omitempty"`
 	Actor      string     `json:"actor,omitempty"`
 	OccurredAt *time.Time `json:"occurredAt,omitempty"` // the sender's clock
 	ReceivedAt time.Time  `json:"receivedAt"`           // our clock
 }
+
+// Causes of image.pushed. CauseSweep: the registry holds it and no event came.
+// CauseStatement: it is known, but its statements are not in the registry.
+const (
+	CausePush      = "push"
+	CauseSubmit    = "submit"
+	CauseOverdue   = "overdue"
+	CauseAdmission = "admission"
+	CauseSweep     = "sweep"
+	CauseStatement = "statement"
+)
 
 // ImageDeleted is the hint that a tag or a manifest was deleted; planner
 // confirms it. Subject and key as for ImagePushed.

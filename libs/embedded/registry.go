@@ -32,12 +32,14 @@ const (
 
 // registry is olareg behind authentication, with what it lacks: a lock per
 // repository (its referrers are an unlocked read-modify-write, and it reads
-// without a lock whether a repository exists) and push notifications.
+// without a lock whether a repository exists), a list of its repositories and
+// push notifications.
 type registry struct {
 	olareg        http.Handler
 	password      [sha256.Size]byte
 	anonymousPull bool // GET and HEAD need no password
 	hook          *hook
+	dir           string
 	address       string
 	instance      string // of this start, as Distribution's source.instanceID
 	log           *slog.Logger
@@ -56,7 +58,7 @@ func startRegistry(listener net.Listener, dir, password string, anonymousPull bo
 		Log: log,
 	})
 	r := &registry{
-		olareg: store, password: sha256.Sum256([]byte(password)), anonymousPull: anonymousPull, hook: hook,
+		olareg: store, password: sha256.Sum256([]byte(password)), anonymousPull: anonymousPull, hook: hook, dir: dir,
 		address: listener.Addr().String(), instance: newID(), log: log,
 	}
 	server := &http.Server{
@@ -94,6 +96,8 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	target, ok := parseTarget(req.URL.Path)
 	switch {
+	case req.Method == http.MethodGet && path.Clean(req.URL.Path) == "/v2/_catalog":
+		r.catalog(w, req)
 	case !ok || target.kind == uploads: // nothing of a repository, or an upload that has begun
 		r.olareg.ServeHTTP(w, req)
 	case target.kind == manifests && (req.Method == http.MethodPut || req.Method == http.MethodDelete):

@@ -235,7 +235,7 @@ func (h *host) once(ctx context.Context, what string, o *op, timeout time.Durati
 	}
 	octx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	*o = op{kind: o.kind, size: o.size, cancel: cancel}
+	*o = op{kind: o.kind, size: o.size, query: o.query, cancel: cancel}
 	err = work(context.WithValue(octx, opKey{}, o), rc)
 	return h.result(ctx, what, o, err)
 }

@@ -60,6 +60,17 @@ func (c *Client) HasReferrersAPI(ctx context.Context, ref Ref) (bool, error) {
 	return api, err
 }
 
+// AllReferrers is Referrers of all types that also says whether the referrers
+// API answered. Where it did not, the list is that of the fallback tag, which
+// may name manifests that are gone.
+func (c *Client) AllReferrers(ctx context.Context, ref Ref) (list []ocispec.Descriptor, api bool, err error) {
+	ref, r, err := c.digested(ctx, ref)
+	if err != nil {
+		return nil, false, err
+	}
+	return r.referrers(ctx, ref, "")
+}
+
 // digested resolves the tag of ref where it has no digest.
 func (c *Client) digested(ctx context.Context, ref Ref) (Ref, reader, error) {
 	r, err := c.reader(ref)

@@ -39,6 +39,7 @@ const (
 	opSmall  opKind = iota // manifests, HEAD, lists
 	opBlob                 // body of any length, resumed
 	opUpload               // blob upload
+	opList                 // one page of a list
 )
 
 // op is one operation through regclient. The transport finds it in the context
@@ -46,14 +47,16 @@ const (
 // another try is for us to decide and not for regclient.
 type op struct {
 	kind   opKind
-	size   int64 // expected size of a blob; 0: unknown
+	size   int64  // expected size of a blob; 0: unknown
+	query  string // of the page of a list; empty: the first
 	cancel context.CancelFunc
 
 	mu           sync.Mutex
 	err          *Error
-	status       int  // of the last response
-	referrersAPI bool // the referrers API answered
-	subjectAck   bool // the registry said that it keeps referrers itself (OCI-Subject)
+	status       int      // of the last response
+	link         []string // of a list: the Link headers
+	referrersAPI bool     // the referrers API answered
+	subjectAck   bool     // the registry said that it keeps referrers itself (OCI-Subject)
 }
 
 type opKey struct{}
@@ -268,6 +271,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if o == nil {
 		return t.token(req)
 	}
+	req = o.continued(req)
 
 	release, err := t.acquire(req)
 	if err != nil {
@@ -281,6 +285,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, t.failed(o, err)
 	}
 	o.note(req, resp)
+	o.keepLink(req, resp)
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		defer done()
 		if err := t.answered(o, resp); err != nil {

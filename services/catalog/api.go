@@ -34,6 +34,9 @@ const requestTimeout = 30 * time.Second
 //	GET /v1/report                               contracts.FleetReport
 //	GET /v1/problems?state=&limit=&after=        {"problems": [contracts.Problem], "next": key or null}
 //	POST /v1/deployed                            {"origin": name, "images": [registry/repository@digest]}: what runs, instead of what the origin said before
+//	POST /v1/known                               KnownQuery → {"tags": [KnownTag]}
+//	GET /v1/standings?registry=&limit=&after=    {"images": [Standing], "total": n, "next": repository@digest or null}
+//	GET /v1/tags?registry=&limit=&after=         {"tags": [RepositoryTag], "next": repository:tag or null}
 //
 // All but the first ask for "Authorization: Bearer <token>". Errors are
 // {"error": "…"} with 400 (bad input), 401 or 503 (the database is away).
@@ -52,6 +55,9 @@ func newAPI(s *Service, token func() (string, error)) http.Handler {
 	mux.Handle("GET /v1/report", a.protected(a.report))
 	mux.Handle("GET /v1/problems", a.protected(a.problems))
 	mux.Handle("POST /v1/deployed", a.protected(a.deployed))
+	mux.Handle("POST /v1/known", a.protected(a.known))
+	mux.Handle("GET /v1/standings", a.protected(a.standings))
+	mux.Handle("GET /v1/tags", a.protected(a.tags))
 	return mux
 }
 

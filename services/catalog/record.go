@@ -192,15 +192,17 @@ type image struct {
 	sequence                            int64
 	verdict, counts                     string
 	validUntil                          int64
+	statements                          string
 }
 
 const imageColumns = `registry, repository, digest, source, kind, platform, state, first_seen, planned_at, assembled_at, matched_at,
-	attested_at, unsupported_at, failed_at, gone_at, inventory, report, sequence, verdict, counts, valid_until`
+	attested_at, unsupported_at, failed_at, gone_at, inventory, report, sequence, verdict, counts, valid_until, statements`
 
 func (i *image) fields() []any {
 	return []any{
 		&i.Registry, &i.Repository, &i.Digest, &i.source, &i.kind, &i.platform, &i.state, &i.firstSeen, &i.planned, &i.assembled, &i.matched,
 		&i.attested, &i.unsupported, &i.failed, &i.gone, &i.inventory, &i.report, &i.sequence, &i.verdict, &i.counts, &i.validUntil,
+		&i.statements,
 	}
 }
 
@@ -242,15 +244,15 @@ func (b *batch) update(ctx context.Context, im contracts.Image, at time.Time, ch
 	change(&row)
 	row.state = row.stateOf()
 	_, err = b.exec(ctx, `INSERT INTO catalog_images (`+imageColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
 		ON CONFLICT (registry, repository, digest) DO UPDATE SET source = excluded.source, kind = excluded.kind,
 		platform = excluded.platform, state = excluded.state, first_seen = excluded.first_seen, planned_at = excluded.planned_at,
 		assembled_at = excluded.assembled_at, matched_at = excluded.matched_at, attested_at = excluded.attested_at,
 		unsupported_at = excluded.unsupported_at, failed_at = excluded.failed_at, gone_at = excluded.gone_at,
 		inventory = excluded.inventory, report = excluded.report, sequence = excluded.sequence, verdict = excluded.verdict,
-		counts = excluded.counts, valid_until = excluded.valid_until`,
+		counts = excluded.counts, valid_until = excluded.valid_until, statements = excluded.statements`,
 		row.Registry, row.Repository, row.Digest, row.source, row.kind, row.platform, row.state, row.firstSeen, row.planned, row.assembled, row.matched,
-		row.attested, row.unsupported, row.failed, row.gone, row.inventory, row.report, row.sequence, row.verdict, row.counts, row.validUntil)
+		row.attested, row.unsupported, row.failed, row.gone, row.inventory, row.report, row.sequence, row.verdict, row.counts, row.validUntil, row.statements)
 	if err != nil {
 		return "", "", fmt.Errorf("store image: %w", err)
 	}
@@ -322,6 +324,11 @@ func pushed(f *fact, d contracts.ImagePushed) {
 		if d.Digest != "" {
 			im := contracts.Image{Registry: d.Registry, Repository: d.Repository, Digest: d.Digest}
 			if _, _, err := b.update(ctx, im, f.at, func(i *image) { i.source = cmp.Or(i.source, d.Source) }); err != nil {
+				return err
+			}
+		}
+		if d.Cause == contracts.CausePush {
+			if err := b.heard(ctx, d, received); err != nil {
 				return err
 			}
 		}
@@ -516,6 +523,10 @@ func (b *batch) verdict(ctx context.Context, f fact, d contracts.ImageAttested) 
 	if err != nil {
 		return bus.Permanent(fmt.Errorf("encode counts: %w", err))
 	}
+	statements, err := statementsOf(d)
+	if err != nil {
+		return bus.Permanent(fmt.Errorf("encode statements: %w", err))
+	}
 	signed := cmp.Or(d.SignedAt.UTC(), f.at).UnixNano()
 	newer := false
 	_, _, err = b.update(ctx, d.Image, f.at, func(i *image) {
@@ -525,7 +536,7 @@ func (b *batch) verdict(ctx context.Context, f fact, d contracts.ImageAttested) 
 		}
 		newer = true
 		i.sequence, i.attested, i.report, i.verdict, i.counts = d.Snapshot.Sequence, signed, d.Report.Digest, d.Verdict, string(counts)
-		i.validUntil = d.ValidUntil.UnixNano()
+		i.validUntil, i.statements = d.ValidUntil.UnixNano(), statements
 		i.source, i.kind = cmp.Or(i.source, d.Source), cmp.Or(i.kind, d.Kind)
 	})
 	if err != nil || !newer {

@@ -41,6 +41,8 @@ type Source struct {
 	// Origins are allowed to make a CloudEvents handshake without authentication,
 	// for senders that cannot authenticate it.
 	Origins []string `yaml:"origins"`
+	// Sweep lets sweeper look for pushes whose event was lost; absent: it does not.
+	Sweep *Sweep `yaml:"sweep"`
 }
 
 // Auth says how a source proves itself: exactly one of the fields. Secrets are
@@ -162,6 +164,14 @@ func (s Source) validate() error {
 		problems = append(problems, err)
 	}
 	problems = append(problems, s.Auth.validate(kind))
+	if s.Sweep != nil {
+		if s.AnyRegistry {
+			add("sweep needs registry: there is nothing to list of any registry")
+		}
+		if err := s.Sweep.validate(); err != nil {
+			add("sweep: %w", err)
+		}
+	}
 	return errors.Join(problems...)
 }
 
@@ -216,6 +226,9 @@ var headerPattern = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 var parameterName = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
 
 func headerName(s string) bool { return headerPattern.MatchString(s) }
+
+// Covers says whether a repository is within the source's paths.
+func (s Source) Covers(repository string) bool { return s.covers(repository) }
 
 // covers says whether a repository is within the source's paths.
 func (s Source) covers(repository string) bool {

@@ -155,6 +155,15 @@ func Decode(kind string, req Request) ([]Event, error) {
 // (distribution-spec, "Referrers Tag Schema").
 var signatureTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?$`)
 
+// TagHint says why a tag looks like one of no image, "" where it does not. It is
+// a hint: planner reads the manifest and decides.
+func TagHint(tag string) string {
+	if signatureTag.MatchString(tag) {
+		return "the tag is one that signatures and attestations use"
+	}
+	return ""
+}
+
 // saidDigest is a digest as senders may write it, whole or not. Of an event that
 // ends here, which nobody resolves, it is shown as it was said.
 var saidDigest = regexp.MustCompile(`^sha256:[0-9a-f]{1,128}$`)
@@ -191,8 +200,8 @@ func (e Event) finish(req Request, raw []byte) Event {
 	if e.DeliveryID == "" || e.DeliveryID != clean(e.DeliveryID, maxDeliveryID) {
 		e.DeliveryID, e.Unnamed = hashOf(raw), e.Time.IsZero()
 	}
-	if e.Action == Push && signatureTag.MatchString(e.Tag) {
-		return e.notAnImage("the tag is one that signatures and attestations use")
+	if hint := TagHint(e.Tag); hint != "" && e.Action == Push {
+		return e.notAnImage(hint)
 	}
 	return e
 }

@@ -1,0 +1,213 @@
+package sweeper
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/cloudevents/sdk-go/v2/event"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/services/catalog"
+	"github.com/tidewaiter/tidewaiter/services/sweeper/list"
+)
+
+// statements looks whether what catalog knows to be attested still carries its
+// statements, and pushes again what does not, or never did.
+func (s *Sweeper) statements(ctx context.Context, src *source, p *progress) error {
+	for {
+		images, next, total, err := s.Catalog.Standings(ctx, src.Registry, p.Next, chunk)
+		if err != nil {
+			return err
+		}
+		p.Total = total
+		var send []event.Event
+		checked, unstated := 0, 0
+		for _, image := range images {
+			if !src.Covers(image.Repository) {
+				continue
+			}
+			lacking, err := s.lacking(ctx, src, image)
+			if err != nil {
+				return err
+			}
+			checked++
+			if !lacking {
+				continue
+			}
+			unstated++
+			ev, err := pushed(src, image.Repository, list.Tag{Digest: image.Digest}, contracts.CauseStatement, p.id, s.Now())
+			if err != nil {
+				return err
+			}
+			send = append(send, ev)
+		}
+		if p.DryRun {
+			send = nil
+		}
+		if err := s.publish(ctx, src, contracts.CauseStatement, send); err != nil {
+			return err
+		}
+		p.Figures.Checked += checked
+		p.Figures.Unstated += unstated
+		p.Next, p.Pauses = next, 0
+		if next == "" {
+			p.enter(phaseDeleted)
+		}
+		src.pace.advance(p.Figures)
+		if err := p.save(ctx, s.DB.ExecContext); err != nil || next == "" {
+			return err
+		}
+	}
+}
+
+// lacking says whether statements of an image are missing in the registry.
+func (s *Sweeper) lacking(ctx context.Context, src *source, image catalog.Standing) (bool, error) {
+	if image.State == catalog.StateFailed {
+		return true, nil
+	}
+	ref := registry.Ref{Registry: src.Registry, Repository: image.Repository, Digest: image.Digest}
+	var listed []ocispec.Descriptor
+	api := false
+	err := s.ask(ctx, src, func() (err error) {
+		if err := src.wait(ctx); err != nil {
+			return err
+		}
+		listed, api, err = s.Registry.AllReferrers(ctx, ref)
+		return err
+	})
+	if err != nil {
+		return s.unasked(ctx, ref, err)
+	}
+	present, bundles := map[string]bool{}, 0
+	for _, d := range listed {
+		present[d.Digest.String()] = true
+		if d.ArtifactType == contracts.MediaTypeBundle {
+			bundles++
+		}
+	}
+	if len(image.Statements) == 0 { // attested by a version that did not remember them
+		return bundles == 0, nil
+	}
+	for _, digest := range image.Statements {
+		if !present[digest] {
+			return true, nil
+		}
+	}
+	if api {
+		return false, nil
+	}
+	// A fallback tag names what was pushed, also when that is gone.
+	for _, digest := range image.Statements {
+		statement := registry.Ref{Registry: ref.Registry, Repository: ref.Repository, Digest: digest}
+		err := s.ask(ctx, src, func() error {
+			if err := src.wait(ctx); err != nil {
+				return err
+			}
+			_, err := s.Registry.Resolve(ctx, statement)
+			return err
+		})
+		if errors.Is(err, registry.ErrNotFound) {
+			return true, nil
+		}
+		if err != nil {
+			return s.unasked(ctx, ref, err)
+		}
+	}
+	return false, nil
+}
+
+// unasked says of an image whose referrers a registry does not tell that
+// nothing is lacking: it is not known. Outages are returned.
+func (s *Sweeper) unasked(ctx context.Context, ref registry.Ref, err error) (bool, error) {
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return true, nil // planner finds out what became of the image
+	case fact(err):
+		s.Log.WarnContext(ctx, "statements of an image cannot be looked for", "image", ref.String(), "error", err)
+		return false, nil
+	}
+	return false, err
+}
+
+// deleted reports tags that are known and that the registry does not list any
+// more. Of what could not be listed nothing is said.
+func (s *Sweeper) deleted(ctx context.Context, src *source, p *progress) error {
+	for {
+		tags, next, err := s.Catalog.Tags(ctx, src.Registry, p.Next, chunk)
+		if err != nil {
+			return err
+		}
+		var send []event.Event
+		gone := 0
+		for _, t := range tags {
+			missing, err := s.unseen(ctx, src, p, t)
+			if err != nil {
+				return err
+			}
+			if !missing {
+				continue
+			}
+			gone++
+			ev, err := deletedEvent(src, p, t, s)
+			if err != nil {
+				return err
+			}
+			send = append(send, ev)
+		}
+		if p.DryRun {
+			send = nil
+		}
+		if err := s.publish(ctx, src, "deleted", send); err != nil {
+			return err
+		}
+		p.Figures.Deleted += gone
+		p.Next, p.Pauses = next, 0
+		if next == "" {
+			p.enter(phaseDone)
+		}
+		if err := p.save(ctx, s.DB.ExecContext); err != nil || next == "" {
+			return err
+		}
+	}
+}
+
+// unseen says whether this sweep would have listed a tag if it were there: its
+// repository was listed as a whole, or is not there where it was before.
+func (s *Sweeper) unseen(ctx context.Context, src *source, p *progress, t catalog.RepositoryTag) (bool, error) {
+	if !src.Covers(t.Repository) {
+		return false, nil
+	}
+	var sweep, listed int64
+	var failure string
+	err := s.DB.QueryRowContext(ctx, `SELECT sweep, listed, failure FROM sweeper_repositories WHERE source = $1 AND repository = $2`,
+		src.id, t.Repository).Scan(&sweep, &listed, &failure)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil // no sweep ever saw it
+	}
+	if err != nil {
+		return false, fmt.Errorf("read repository: %w", err)
+	}
+	if failure != "" || listed == 0 || sweep == p.id && listed != p.id {
+		return false, nil
+	}
+	row, err := readTag(ctx, s.DB, src.id, t.Repository, t.Tag)
+	return row.looked != p.id, err
+}
+
+func deletedEvent(src *source, p *progress, t catalog.RepositoryTag, s *Sweeper) (event.Event, error) {
+	now := s.Now()
+	subject := src.Registry + "/" + t.Repository + ":" + t.Tag + "@" + t.Digest
+	ev, err := bus.NewEvent(contracts.ImageDeletedV1, subject, contracts.ImageDeleted{
+		Source: src.id, Registry: src.Registry, Repository: t.Repository, Tag: t.Tag, Digest: t.Digest, ReceivedAt: now.UTC(),
+	})
+	if err != nil {
+		return ev, fmt.Errorf("event about %s: %w", subject, err)
+	}
+	mark(&ev, src, t.Repository, "deleted", p.id, now)
+	return ev, nil
+}

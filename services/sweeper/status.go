@@ -1,0 +1,282 @@
+package sweeper
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/run"
+)
+
+// maxUnlisted bounds the repositories that are named as not listed.
+const maxUnlisted = 100
+
+// pace measures how fast a sweep advances in this process.
+type pace struct {
+	mu      sync.Mutex
+	running bool
+	start   time.Time
+	before  contracts.SweepFigures
+	now     contracts.SweepFigures
+}
+
+func (p *pace) begin(now time.Time, f contracts.SweepFigures) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running, p.start, p.before, p.now = true, now, f, f
+}
+
+func (p *pace) advance(f contracts.SweepFigures) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.now = f
+}
+
+func (p *pace) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running = false
+}
+
+// each returns the seconds that a tag or an image took; otherwise what the
+// budget allows at most.
+func (p *pace) each(now time.Time, budget float64) float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	done := p.now.Tags + p.now.Checked - p.before.Tags - p.before.Checked
+	if !p.running || done == 0 {
+		return 1 / budget
+	}
+	return now.Sub(p.start).Seconds() / float64(done)
+}
+
+// Status returns the last sweep of a source, and the last complete one that
+// was no dry run; nil where there is none. Errors: ErrUnknownSource.
+func (s *Sweeper) Status(ctx context.Context, id string) (last, complete *contracts.Sweep, err error) {
+	src := s.sources[id]
+	if src == nil {
+		return nil, nil, fmt.Errorf("%q: %w", id, ErrUnknownSource)
+	}
+	p, err := load(ctx, s.DB, id, 0)
+	if err != nil || p == nil {
+		return nil, nil, err
+	}
+	if last, err = s.status(ctx, src, p); err != nil {
+		return nil, nil, err
+	}
+	row, err := s.schedule(ctx, id)
+	if err != nil || row.completed == 0 {
+		return last, nil, err
+	}
+	if p, err = load(ctx, s.DB, id, row.completed); err != nil || p == nil {
+		return last, nil, err
+	}
+	complete, err = s.status(ctx, src, p)
+	return last, complete, err
+}
+
+func (s *Sweeper) status(ctx context.Context, src *source, p *progress) (*contracts.Sweep, error) {
+	out := &contracts.Sweep{
+		Source: src.id, Registry: src.Registry, DryRun: p.DryRun, State: p.state, Phase: p.Phase, Message: p.Message,
+		StartedAt: p.started(), Figures: p.Figures, Unlisted: []contracts.Unlisted{},
+	}
+	if !p.FinishedAt.IsZero() {
+		at := p.FinishedAt
+		out.FinishedAt = &at
+	}
+	if n := p.Figures.Heard + p.Figures.Lost; n > 0 {
+		share := float64(p.Figures.Lost) / float64(n)
+		out.Figures.ShareLost = &share
+	}
+	rows, err := s.DB.QueryContext(ctx, `SELECT repository, failure FROM sweeper_repositories
+		WHERE source = $1 AND sweep = $2 AND failure <> '' ORDER BY repository LIMIT $3`, src.id, p.id, maxUnlisted)
+	if err != nil {
+		return nil, fmt.Errorf("read what could not be listed: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var u contracts.Unlisted
+		if err := rows.Scan(&u.Repository, &u.Reason); err != nil {
+			return nil, fmt.Errorf("read what could not be listed: %w", err)
+		}
+		out.Unlisted = append(out.Unlisted, u)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read what could not be listed: %w", err)
+	}
+	if p.state == contracts.SweepRunning {
+		out.SecondsLeft, err = s.secondsLeft(ctx, src, p)
+	}
+	return out, err
+}
+
+// secondsLeft estimates how long a sweep goes on: from how long a tag took, and
+// how many tags the repositories that are left had last time, or have on
+// average. nil: it is not known yet what is to be listed.
+func (s *Sweeper) secondsLeft(ctx context.Context, src *source, p *progress) (*int64, error) {
+	var left float64
+	switch p.Phase {
+	case phaseRepositories:
+		return nil, nil
+	case phaseTags:
+		var all, counted, tags sql.NullInt64
+		err := s.DB.QueryRowContext(ctx, `SELECT COUNT(*), SUM(CASE WHEN tags >= 0 THEN 1 ELSE 0 END), SUM(CASE WHEN tags >= 0 THEN tags ELSE 0 END)
+			FROM sweeper_repositories WHERE source = $1 AND sweep = $2 AND repository > $3`, src.id, p.id, p.Repository).Scan(&all, &counted, &tags)
+		if err != nil {
+			return nil, fmt.Errorf("count what is left: %w", err)
+		}
+		average := 1.0
+		if done := p.Figures.Repositories - int(all.Int64); done > 0 {
+			average = float64(p.Figures.Tags) / float64(done)
+		}
+		left = float64(tags.Int64) + float64(all.Int64-counted.Int64)*average
+		if !src.sweep.NoStatements {
+			left += left + float64(p.Figures.Tags) // each is looked at once more
+		}
+	case phaseStatements:
+		left = float64(max(p.Total-p.Figures.Checked, 0))
+	}
+	seconds := int64(left*src.pace.each(s.Now(), src.sweep.Rate) + 0.5)
+	return &seconds, nil
+}
+
+// Request asks for a sweep of a source now, by whichever replica comes first.
+// One that is under way is the one that was asked for, if it is of that kind.
+func (s *Sweeper) Request(ctx context.Context, id string, dryRun bool) error {
+	src := s.sources[id]
+	if src == nil {
+		return fmt.Errorf("%q: %w", id, ErrUnknownSource)
+	}
+	err := s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		row := schedule{}
+		err := tx.QueryRowContext(ctx, `SELECT completed, next_at FROM sweeper_sources WHERE source = $1`, id).Scan(&row.completed, &row.nextAt)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("read schedule: %w", err)
+		}
+		p, err := load(ctx, tx, id, 0)
+		if err != nil {
+			return err
+		}
+		if p != nil && p.state == contracts.SweepRunning && p.DryRun == dryRun {
+			row.nextAt = 0 // where it pauses, it goes on now
+			return saveSchedule(ctx, tx.ExecContext, id, row)
+		}
+		row.requested = requestSweep
+		if dryRun {
+			row.requested = requestDryRun
+		}
+		return saveSchedule(ctx, tx.ExecContext, id, row)
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case src.wake <- struct{}{}:
+	default: // it will look
+	}
+	return nil
+}
+
+// API returns the HTTP API, version 1:
+//
+//	GET /healthz                           200; the only one without a token
+//	GET /v1/sweeps                         {"sweeps": [SourceSweeps]}
+//	GET /v1/sweeps/{source}                SourceSweeps
+//	POST /v1/sweeps/{source}?dryRun=true   asks for a sweep now: 202, {"after": when the one before began}
+//
+// All but the first ask for "Authorization: Bearer <token>". Errors are
+// {"error": "…"} with 401, 404 (no such source) or 503.
+func (s *Sweeper) API() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, map[string]string{"status": "ok"})
+	})
+	mux.Handle("GET /v1/sweeps", s.protected(func(r *http.Request) (int, any, error) {
+		all := []SourceSweeps{}
+		for _, id := range slices.Sorted(maps.Keys(s.sources)) {
+			one, err := s.both(r.Context(), id)
+			if err != nil {
+				return 0, nil, err
+			}
+			all = append(all, one)
+		}
+		return http.StatusOK, map[string]any{"sweeps": all}, nil
+	}))
+	mux.Handle("GET /v1/sweeps/{source}", s.protected(func(r *http.Request) (int, any, error) {
+		one, err := s.both(r.Context(), r.PathValue("source"))
+		return http.StatusOK, one, err
+	}))
+	mux.Handle("POST /v1/sweeps/{source}", s.protected(func(r *http.Request) (int, any, error) {
+		id := r.PathValue("source")
+		before, err := s.both(r.Context(), id)
+		if err != nil {
+			return 0, nil, err
+		}
+		var after time.Time
+		if before.Last != nil && before.Last.State != contracts.SweepRunning {
+			after = before.Last.StartedAt
+		}
+		return http.StatusAccepted, map[string]any{"after": after}, s.Request(r.Context(), id, r.URL.Query().Get("dryRun") == "true")
+	}))
+	return mux
+}
+
+// SourceSweeps are the last sweeps of a source.
+type SourceSweeps struct {
+	Source   string           `json:"source"`
+	Last     *contracts.Sweep `json:"last"`     // null: there was none
+	Complete *contracts.Sweep `json:"complete"` // the last complete one that was no dry run
+}
+
+func (s *Sweeper) both(ctx context.Context, id string) (SourceSweeps, error) {
+	last, complete, err := s.Status(ctx, id)
+	return SourceSweeps{Source: id, Last: last, Complete: complete}, err
+}
+
+// protected asks for the token, which is compared in constant time.
+func (s *Sweeper) protected(next func(r *http.Request) (status int, body any, err error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		want, err := run.Secret("sweeper API", s.cfg.TokenFile, s.cfg.TokenEnv, os.LookupEnv)
+		if err != nil {
+			s.Log.ErrorContext(r.Context(), "the API's token cannot be read", slog.Any("error", err))
+		}
+		got, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		x, y := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want))
+		if err != nil || want == "" || !ok || subtle.ConstantTimeCompare(x[:], y[:]) != 1 {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="tidewaiter sweeper"`)
+			answer(w, http.StatusUnauthorized, map[string]string{"error": "a valid bearer token is needed"})
+			return
+		}
+		status, body, err := next(r)
+		switch {
+		case errors.Is(err, ErrUnknownSource):
+			answer(w, http.StatusNotFound, map[string]string{"error": err.Error()})
+		case err != nil:
+			s.Log.ErrorContext(r.Context(), "request failed", slog.String("path", r.URL.Path), slog.Any("error", err))
+			answer(w, http.StatusServiceUnavailable, map[string]string{"error": http.StatusText(http.StatusServiceUnavailable)})
+		default:
+			answer(w, status, body)
+		}
+	})
+}
+
+func answer(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	// The client is gone if this fails.
+	_ = json.NewEncoder(w).Encode(body)
+}

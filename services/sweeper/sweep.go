@@ -1,0 +1,717 @@
+package sweeper
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cloudevents/sdk-go/v2/event"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/libs/redis"
+	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/services/catalog"
+	"github.com/tidewaiter/tidewaiter/services/intake/hook"
+	"github.com/tidewaiter/tidewaiter/services/sweeper/list"
+)
+
+const (
+	chunk = 100 // tags that are compared, and stored, at once
+	// maxPages bounds a listing, which a registry could make endless.
+	maxPages = 100_000
+	// ownPause is the pause where it is not the registry that fails.
+	ownPause = 15 * time.Second
+	// maxPauses is how often a sweep pauses at one repository before it goes on without it.
+	maxPauses = 3
+)
+
+// errEndless is returned for a listing that does not come to an end.
+var errEndless = errors.New("the listing does not end")
+
+// Turn does what is due for a source: it decides about webhooks that have had
+// their time, and begins a sweep or goes on with one, until that is finished.
+// While another process holds the registry nothing is done.
+func (s *Sweeper) Turn(ctx context.Context, id string) error {
+	src := s.sources[id]
+	if src == nil {
+		return fmt.Errorf("%q: %w", id, ErrUnknownSource)
+	}
+	due, err := s.due(ctx, src)
+	if err != nil || !due {
+		return err
+	}
+	lease, err := s.Leases.Acquire(ctx, "sweep:"+strings.ToLower(src.Registry), holder(id), leaseTTL)
+	if errors.Is(err, redis.ErrTaken) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("take the registry's lease: %w", err)
+	}
+	return s.Leases.Hold(ctx, lease, leaseTTL, func(ctx context.Context) error { return s.work(ctx, src) })
+}
+
+func holder(source string) string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s on %s (%d)", source, host, os.Getpid())
+}
+
+// due says whether there is anything to do, without a lease.
+func (s *Sweeper) due(ctx context.Context, src *source) (bool, error) {
+	now := s.Now()
+	row, err := s.schedule(ctx, src.id)
+	if err != nil {
+		return false, err
+	}
+	if row.requested != "" || row.nextAt <= now.UnixNano() {
+		return true, nil
+	}
+	tags, err := s.dueTags(ctx, src.id, now, 1)
+	return len(tags) > 0, err
+}
+
+// work is Turn under the lease.
+func (s *Sweeper) work(ctx context.Context, src *source) error {
+	if err := s.settle(ctx, src, nil); err != nil {
+		return err
+	}
+	p, err := s.current(ctx, src)
+	if err != nil || p == nil {
+		return err
+	}
+	src.pace.begin(s.Now(), p.Figures)
+	defer src.pace.end()
+	err = s.run(ctx, src, p)
+	switch {
+	case err == nil:
+		return s.finish(ctx, src, p)
+	case ctx.Err() != nil:
+		return err
+	}
+	return s.pause(ctx, src, p, err)
+}
+
+// current returns the sweep to go on with or to begin; nil: none is due.
+func (s *Sweeper) current(ctx context.Context, src *source) (*progress, error) {
+	row, err := s.schedule(ctx, src.id)
+	if err != nil {
+		return nil, err
+	}
+	now := s.Now()
+	if row.requested == "" && row.nextAt > now.UnixNano() {
+		return nil, nil
+	}
+	p, err := load(ctx, s.DB, src.id, 0)
+	if err != nil {
+		return nil, err
+	}
+	if p != nil && p.state == contracts.SweepRunning {
+		return p, nil // what was asked for is looked at when it is finished
+	}
+	start := now.UnixNano()
+	if p != nil {
+		start = max(start, p.id+1)
+	}
+	p = &progress{source: src.id, id: start, state: contracts.SweepRunning}
+	p.DryRun, p.Baseline = row.requested == requestDryRun, row.completed
+	p.enter(phaseRepositories)
+	row.requested = ""
+	err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		if err := p.save(ctx, tx.ExecContext); err != nil {
+			return err
+		}
+		return saveSchedule(ctx, tx.ExecContext, src.id, row)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.Log.InfoContext(ctx, "sweep begins", slog.String("source", src.id), slog.String("registry", src.Registry), slog.Bool("dryRun", p.DryRun))
+	return p, nil
+}
+
+// run brings a sweep to its end.
+func (s *Sweeper) run(ctx context.Context, src *source, p *progress) error {
+	for p.Phase != phaseDone {
+		var err error
+		switch p.Phase {
+		case phaseRepositories:
+			err = s.repositories(ctx, src, p)
+		case phaseTags:
+			err = s.tags(ctx, src, p)
+		case phaseStatements:
+			err = s.statements(ctx, src, p)
+		case phaseDeleted:
+			err = s.deleted(ctx, src, p)
+		default:
+			err = fmt.Errorf("sweep of %s is in the unknown phase %q", src.id, p.Phase)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish ends a sweep.
+func (s *Sweeper) finish(ctx context.Context, src *source, p *progress) error {
+	p.state, p.Message, p.FinishedAt = contracts.SweepComplete, "", s.Now().UTC()
+	if p.Figures.Unlisted > 0 {
+		p.state = contracts.SweepIncomplete
+		p.Message = fmt.Sprintf("%d repositories could not be listed", p.Figures.Unlisted)
+	}
+	return s.end(ctx, src, p)
+}
+
+func (s *Sweeper) end(ctx context.Context, src *source, p *progress) error {
+	err := s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		row := schedule{}
+		err := tx.QueryRowContext(ctx, `SELECT completed, next_at, requested FROM sweeper_sources WHERE source = $1`, src.id).
+			Scan(&row.completed, &row.nextAt, &row.requested)
+		if err != nil {
+			return fmt.Errorf("read schedule: %w", err)
+		}
+		if !p.DryRun {
+			row.nextAt = s.Now().Add(src.sweep.Every).UnixNano()
+			if p.state == contracts.SweepComplete {
+				row.completed = p.id
+			}
+		}
+		if err := saveSchedule(ctx, tx.ExecContext, src.id, row); err != nil {
+			return err
+		}
+		return p.save(ctx, tx.ExecContext)
+	})
+	if err != nil {
+		return err
+	}
+	s.metrics.sweeps.WithLabelValues(src.id, p.state).Inc()
+	if p.state == contracts.SweepComplete && !p.DryRun {
+		s.metrics.finished.WithLabelValues(src.id).Set(float64(p.started().Unix()))
+	}
+	s.Log.InfoContext(ctx, "sweep ended", slog.String("source", src.id), slog.String("state", p.state), slog.String("message", p.Message),
+		slog.Bool("dryRun", p.DryRun), slog.Int("tags", p.Figures.Tags), slog.Int("missed", p.Figures.Missed),
+		slog.Int("unstated", p.Figures.Unstated), slog.Int("deleted", p.Figures.Deleted), slog.Int("lost", p.Figures.Lost))
+	return s.forget(ctx, src.id, s.Now())
+}
+
+// pause leaves a sweep for later where that can help, and ends it otherwise.
+func (s *Sweeper) pause(ctx context.Context, src *source, p *progress, why error) error {
+	at, again := registry.RetryAt(why, 1)
+	switch {
+	case fact(why):
+		p.state, p.Message, p.FinishedAt = contracts.SweepFailed, why.Error(), s.Now().UTC()
+		return errors.Join(why, s.end(ctx, src, p))
+	case again && p.Phase == phaseTags && p.Inside && p.Pauses >= maxPauses:
+		if err := s.unlisted(ctx, p, why); err != nil {
+			return err
+		}
+		at = s.Now()
+	default:
+		p.Pauses++
+	}
+	p.Message = "it goes on later: " + why.Error()
+	wait := min(s.cfg.Pause, ownPause)
+	if again {
+		wait = max(s.cfg.Pause, time.Until(at))
+	}
+	row, err := s.schedule(ctx, src.id)
+	if err != nil {
+		return errors.Join(why, err)
+	}
+	row.nextAt = s.Now().Add(wait).UnixNano()
+	return errors.Join(why, p.save(ctx, s.DB.ExecContext), saveSchedule(ctx, s.DB.ExecContext, src.id, row))
+}
+
+// fact says whether an error of a registry is one that another try does not mend.
+func fact(err error) bool {
+	return slices.ContainsFunc([]error{
+		registry.ErrUnauthorized, registry.ErrNotFound, registry.ErrRefused, registry.ErrTooLarge, registry.ErrForbiddenHost,
+		registry.ErrNotConfigured, registry.ErrInvalidName, errEndless, list.ErrConfig,
+	}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// ask makes a request of a registry, again where it throttles or cannot serve.
+func (s *Sweeper) ask(ctx context.Context, src *source, request func() error) error {
+	for attempt := 1; ; attempt++ {
+		err := request()
+		if err == nil {
+			return nil
+		}
+		at, again := registry.RetryAt(err, attempt)
+		if !again || attempt >= s.cfg.Attempts || ctx.Err() != nil {
+			return err
+		}
+		s.Log.DebugContext(ctx, "registry is asked again later", slog.String("source", src.id), slog.Time("at", at), slog.Any("error", err))
+		wait := time.NewTimer(time.Until(at))
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return ctx.Err()
+		case <-wait.C:
+		}
+	}
+}
+
+// walked refuses to go on with a listing that turns in a circle. before is the
+// position of the page, after that of the following one.
+func (p *progress) walked(before, after string) error {
+	p.Pages++
+	if after != "" && after == before || p.Pages > maxPages {
+		return fmt.Errorf("page %d leads to itself, or there are too many: %w", p.Pages, errEndless)
+	}
+	return nil
+}
+
+// repositories lists the registry's repositories.
+func (s *Sweeper) repositories(ctx context.Context, src *source, p *progress) error {
+	seen := map[string]bool{p.Next: true}
+	for {
+		var page []list.Repository
+		var next string
+		err := s.ask(ctx, src, func() (err error) {
+			page, next, err = src.lister.Repositories(ctx, p.Next)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("list repositories: %w", err)
+		}
+		if err := p.walked(p.Next, next); err != nil {
+			return fmt.Errorf("list repositories: %w", err)
+		}
+		if next != "" && seen[next] {
+			return fmt.Errorf("list repositories: page %d leads back: %w", p.Pages, errEndless)
+		}
+		seen[next] = true
+		page = slices.DeleteFunc(page, func(r list.Repository) bool { return !src.Covers(r.Name) })
+		was := *p
+		err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
+			*p = was
+			fresh, err := saveRepositories(ctx, tx, p, page)
+			if err != nil {
+				return err
+			}
+			p.Figures.Repositories += fresh
+			p.Next, p.Pauses = next, 0
+			if next == "" {
+				p.enter(phaseTags)
+			}
+			return p.save(ctx, tx.ExecContext)
+		})
+		if err != nil || next == "" {
+			return err
+		}
+	}
+}
+
+// tags lists the tags of every repository and compares them.
+func (s *Sweeper) tags(ctx context.Context, src *source, p *progress) error {
+	for {
+		r, err := s.nextRepository(ctx, p)
+		if err != nil {
+			return err
+		}
+		if r == nil {
+			p.enter(phaseStatements)
+			if src.sweep.NoStatements {
+				p.enter(phaseDeleted)
+			}
+			return p.save(ctx, s.DB.ExecContext)
+		}
+		if !p.Inside {
+			p.Repository, p.Inside, p.Next, p.Pages, p.Listed, p.Pauses = r.Name, true, "", 0, 0, 0
+		}
+		if err := s.settle(ctx, src, p); err != nil {
+			return err
+		}
+		err = s.repository(ctx, src, p, r)
+		if err != nil && fact(err) {
+			err = s.unlisted(ctx, p, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// unlisted goes on without the repository that the sweep is in: nothing is said of it.
+func (s *Sweeper) unlisted(ctx context.Context, p *progress, why error) error {
+	reason := why.Error()
+	s.Log.WarnContext(ctx, "tags could not be listed, nothing is said of the repository",
+		slog.String("source", p.source), slog.String("repository", p.Repository), slog.Any("error", why))
+	was := *p
+	return s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		*p = was
+		_, err := tx.ExecContext(ctx, `UPDATE sweeper_repositories SET failure = $1 WHERE source = $2 AND repository = $3`, reason, p.source, p.Repository)
+		if err != nil {
+			return fmt.Errorf("store failure: %w", err)
+		}
+		p.Figures.Unlisted++
+		p.Inside, p.Pauses = false, 0
+		return p.save(ctx, tx.ExecContext)
+	})
+}
+
+// repository lists the tags of one repository from where the sweep is.
+func (s *Sweeper) repository(ctx context.Context, src *source, p *progress, r *repositoryRow) error {
+	seen := map[string]bool{p.Next: true}
+	for {
+		var page []list.Tag
+		var next string
+		err := s.ask(ctx, src, func() (err error) {
+			page, next, err = src.lister.Tags(ctx, r.Repository, p.Next)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("list tags of %s: %w", r.Name, err)
+		}
+		if err := p.walked(p.Next, next); err != nil {
+			return fmt.Errorf("list tags of %s: %w", r.Name, err)
+		}
+		if next != "" && seen[next] {
+			return fmt.Errorf("list tags of %s: page %d leads back: %w", r.Name, p.Pages, errEndless)
+		}
+		seen[next] = true
+		for tags := range slices.Chunk(page, chunk) {
+			if err := s.compare(ctx, src, p, r, tags); err != nil {
+				return err
+			}
+		}
+		p.Next = next
+		if next == "" {
+			p.Inside = false
+		}
+		err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
+			if next == "" {
+				_, err := tx.ExecContext(ctx, `UPDATE sweeper_repositories SET listed = $1, tags = $2, failure = '' WHERE source = $3 AND repository = $4`,
+					p.id, p.Listed, src.id, r.Name)
+				if err != nil {
+					return fmt.Errorf("store repository: %w", err)
+				}
+			}
+			return p.save(ctx, tx.ExecContext)
+		})
+		if err != nil || next == "" {
+			return err
+		}
+	}
+}
+
+// finding is what became of one tag.
+type finding struct {
+	row     tagRow
+	first   bool // this sweep has not counted it yet
+	changed bool // since the last complete sweep
+	heard   bool
+	missed  bool
+	event   *event.Event // to be sent now
+}
+
+// compare compares tags with what is known of them, sends what was missed and
+// remembers what was seen. What is sent is sent before it is remembered, with
+// ids that a repetition has too.
+func (s *Sweeper) compare(ctx context.Context, src *source, p *progress, r *repositoryRow, tags []list.Tag) error {
+	tags, err := s.resolve(ctx, src, r.Name, tags)
+	if err != nil || len(tags) == 0 {
+		return err
+	}
+	known, err := s.Catalog.Known(ctx, query(src, r.Name, p, tags))
+	if err != nil {
+		return err
+	}
+	findings := make([]finding, 0, len(tags))
+	var send []event.Event
+	for i, t := range tags {
+		f, err := s.judge(ctx, src, p, r, t, known[i])
+		if err != nil {
+			return err
+		}
+		if f.event != nil && !p.DryRun {
+			send = append(send, *f.event)
+		}
+		findings = append(findings, f)
+	}
+	if err := s.publish(ctx, src, contracts.CauseSweep, send); err != nil {
+		return err
+	}
+	was := *p
+	err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		*p = was
+		for _, f := range findings {
+			if err := f.row.save(ctx, tx.ExecContext, src.id); err != nil {
+				return err
+			}
+			p.count(f)
+		}
+		p.Pauses = 0
+		return p.save(ctx, tx.ExecContext)
+	})
+	if err != nil {
+		return err
+	}
+	for _, f := range findings {
+		if f.first && f.changed && f.heard && !p.DryRun {
+			s.metrics.pushes.WithLabelValues(src.id, "heard").Inc()
+		}
+	}
+	src.pace.advance(p.Figures)
+	return nil
+}
+
+// query asks what is known of tags. A webhook that came before the last
+// complete sweep began is about something that this sweep does not find new.
+func query(src *source, repository string, p *progress, tags []list.Tag) catalog.KnownQuery {
+	since := p.started().Add(-src.sweep.Every)
+	if p.Baseline > 0 {
+		since = time.Unix(0, p.Baseline).Add(-src.sweep.Grace).UTC()
+	}
+	q := catalog.KnownQuery{Registry: src.Registry, Repository: repository, Since: since}
+	for _, t := range tags {
+		q.Tags = append(q.Tags, catalog.Tagged{Tag: t.Name, Digest: t.Digest})
+	}
+	return q
+}
+
+// resolve asks (HEAD) where tags point of which the listing does not say. Tags
+// that are gone meanwhile are left out.
+func (s *Sweeper) resolve(ctx context.Context, src *source, repository string, tags []list.Tag) ([]list.Tag, error) {
+	resolved := make([]list.Tag, 0, len(tags))
+	for _, t := range tags {
+		if t.Digest == "" {
+			err := s.ask(ctx, src, func() error {
+				if err := src.wait(ctx); err != nil {
+					return err
+				}
+				d, err := s.Registry.Resolve(ctx, registry.Ref{Registry: src.Registry, Repository: repository, Tag: t.Name})
+				t.Digest, t.MediaType = d.Digest.String(), d.MediaType
+				return err
+			})
+			if errors.Is(err, registry.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		if contracts.ValidDigest(t.Digest) {
+			resolved = append(resolved, t)
+		}
+	}
+	return resolved, nil
+}
+
+// judge says what a tag as it was listed means.
+func (s *Sweeper) judge(ctx context.Context, src *source, p *progress, r *repositoryRow, t list.Tag, k catalog.KnownTag) (finding, error) {
+	old, err := readTag(ctx, s.DB, src.id, r.Name, t.Name)
+	if err != nil {
+		return finding{}, err
+	}
+	if old.due > 0 && old.digest != t.Digest && !p.DryRun {
+		// It moved on before its webhook's time was over.
+		if err := s.settleThese(ctx, src, p, []tagRow{old}); err != nil {
+			return finding{}, err
+		}
+	}
+	f := finding{row: old, first: old.looked != p.id, heard: k.Heard, missed: missed(k)}
+	f.row.looked = p.id
+	hint := hook.TagHint(t.Name)
+	// Nothing is said of the webhooks of what nobody looked at before, nor of
+	// signatures, which many registries do not tell of.
+	f.changed = old.digest != t.Digest && p.Baseline > 0 && hint == ""
+	waits := f.changed && !f.heard
+	if old.digest == t.Digest && old.found == p.id {
+		// This page was handled before, up to here or further.
+		f.changed, waits = p.Baseline > 0 && hint == "", old.due > 0
+	}
+	if !p.DryRun {
+		if old.digest != t.Digest {
+			f.row.digest, f.row.found, f.row.due = t.Digest, p.id, 0
+			if waits {
+				f.row.due = s.Now().Add(src.sweep.Grace).UnixNano()
+			}
+		}
+		if waits || !f.missed {
+			return f, nil
+		}
+	}
+	if f.missed {
+		ev, err := pushed(src, r.Name, t, contracts.CauseSweep, p.id, s.Now())
+		if err != nil {
+			return finding{}, err
+		}
+		f.event = &ev
+	}
+	return f, nil
+}
+
+// missed says whether nothing would happen to a tag unless it is pushed now.
+func missed(k catalog.KnownTag) bool {
+	switch {
+	case k.State == catalog.StateGone:
+		return true
+	case k.Heard:
+		return false // it is on its way, and has deadlines
+	}
+	return k.State == "" || k.At != k.Digest
+}
+
+// count adds a finding to the figures.
+func (p *progress) count(f finding) {
+	if !f.first {
+		return
+	}
+	p.Listed++
+	p.Figures.Tags++
+	if f.event != nil {
+		p.Figures.Missed++
+	}
+	if !f.changed {
+		return
+	}
+	p.Figures.Changed++
+	switch {
+	case f.heard:
+		p.Figures.Heard++
+	default:
+		p.Figures.Pending++
+	}
+}
+
+// settle decides about webhooks that have had their time: one that came was
+// not lost, and what none came for is pushed unless it is known by now.
+// current is the sweep that is under way; nil: none is.
+func (s *Sweeper) settle(ctx context.Context, src *source, current *progress) error {
+	for {
+		due, err := s.dueTags(ctx, src.id, s.Now(), chunk)
+		if err != nil || len(due) == 0 {
+			return err
+		}
+		// One repository and one sweep at a time.
+		same := slices.IndexFunc(due, func(r tagRow) bool { return r.repository != due[0].repository || r.found != due[0].found })
+		if same > 0 {
+			due = due[:same]
+		}
+		if err := s.settleThese(ctx, src, current, due); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Sweeper) settleThese(ctx context.Context, src *source, current *progress, due []tagRow) error {
+	repository := due[0].repository
+	p, err := s.foundBy(ctx, src, current, due[0].found)
+	if err != nil {
+		return err
+	}
+	tags := make([]list.Tag, len(due))
+	for i, r := range due {
+		tags[i] = list.Tag{Name: r.tag, Digest: r.digest}
+	}
+	known, err := s.Catalog.Known(ctx, query(src, repository, p, tags))
+	if err != nil {
+		return err
+	}
+	var send []event.Event
+	for i, k := range known {
+		if !missed(k) {
+			continue
+		}
+		ev, err := pushed(src, repository, tags[i], contracts.CauseSweep, p.id, s.Now())
+		if err != nil {
+			return err
+		}
+		send = append(send, ev)
+	}
+	if err := s.publish(ctx, src, contracts.CauseSweep, send); err != nil {
+		return err
+	}
+	was := *p
+	err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		*p = was
+		for i, r := range due {
+			r.due = 0
+			if err := r.save(ctx, tx.ExecContext, src.id); err != nil {
+				return err
+			}
+			p.Figures.Pending--
+			if known[i].Heard {
+				p.Figures.Heard++
+			} else {
+				p.Figures.Lost++
+			}
+			if missed(known[i]) {
+				p.Figures.Missed++
+			}
+		}
+		return p.save(ctx, tx.ExecContext)
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range known {
+		webhook := "lost"
+		if k.Heard {
+			webhook = "heard"
+		}
+		s.metrics.pushes.WithLabelValues(src.id, webhook).Inc()
+	}
+	return nil
+}
+
+// foundBy returns the sweep that found something.
+func (s *Sweeper) foundBy(ctx context.Context, src *source, current *progress, id int64) (*progress, error) {
+	if current != nil && current.id == id {
+		return current, nil
+	}
+	p, err := load(ctx, s.DB, src.id, id)
+	if err == nil && p == nil { // forgotten
+		p = &progress{source: src.id, id: id, state: contracts.SweepIncomplete}
+	}
+	return p, err
+}
+
+// pushed is the event about something that was missed. Its id is derived from
+// the sweep that found it, so that a repetition sends the same.
+func pushed(src *source, repository string, t list.Tag, cause string, sweep int64, now time.Time) (event.Event, error) {
+	subject := src.Registry + "/" + repository
+	if t.Name != "" {
+		subject += ":" + t.Name
+	}
+	subject += "@" + t.Digest
+	ev, err := bus.NewEvent(contracts.ImagePushedV1, subject, contracts.ImagePushed{
+		Source: src.id, Registry: src.Registry, Repository: repository, Tag: t.Name, Digest: t.Digest, MediaType: t.MediaType,
+		Cause: cause, Hint: hook.TagHint(t.Name), ReceivedAt: now.UTC(),
+	})
+	if err != nil {
+		return ev, fmt.Errorf("event about %s: %w", subject, err)
+	}
+	mark(&ev, src, repository, cause, sweep, now)
+	return ev, nil
+}
+
+// mark sets the attributes of an event that a sweep sends.
+func mark(ev *event.Event, src *source, repository, cause string, sweep int64, now time.Time) {
+	ev.SetID(contracts.OutputID(Name, src.id, fmt.Sprintf("%s %d", cause, sweep), ev.Type(), ev.Subject()))
+	ev.SetTime(now.UTC())
+	ev.SetExtension(contracts.ExtLane, contracts.LaneBulk)
+	bus.Key(ev, src.Registry+"/"+repository)
+}
+
+func (s *Sweeper) publish(ctx context.Context, src *source, cause string, events []event.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	if err := s.Bus.Publish(ctx, events...); err != nil {
+		return fmt.Errorf("send what was missed: %w", err)
+	}
+	s.metrics.events.WithLabelValues(src.id, cause).Add(float64(len(events)))
+	return nil
+}
