@@ -184,6 +184,9 @@ type FleetReport struct {
 	Counts        Counts        `json:"counts"`
 	Open          int           `json:"openProblems"`
 	Unfinished    int           `json:"unfinished"` // images that have not reached an end
+	// Registries are the last complete sweeps of the sources that are swept, with
+	// what their registries lost; absent: nothing is swept, or sweeper was not asked.
+	Registries []Sweep `json:"registries,omitempty"`
 }
 
 // VerdictCounts are images by verdict.
@@ -254,13 +257,13 @@ const (
 type Sweep struct {
 	Source      string       `json:"source"`
 	Registry    string       `json:"registry"`
-	DryRun      bool         `json:"dryRun"` // nothing was sent and nothing remembered
-	State       string       `json:"state"`
+	DryRun      bool         `json:"dryRun"`            // nothing was sent and nothing remembered
+	State       string       `json:"state"`             // SweepRunning …
 	Phase       string       `json:"phase"`             // "repositories", "tags", "statements", "deleted" or "done"
 	Message     string       `json:"message,omitempty"` // what it waits for, or why it is not complete
-	StartedAt   time.Time    `json:"startedAt"`
-	FinishedAt  *time.Time   `json:"finishedAt"`  // null: it is not finished
-	SecondsLeft *int64       `json:"secondsLeft"` // an estimate; null: there is none
+	StartedAt   time.Time    `json:"startedAt"`         // names the sweep within its source
+	FinishedAt  *time.Time   `json:"finishedAt"`        // null: it is not finished
+	SecondsLeft *int64       `json:"secondsLeft"`       // an estimate; null: there is none
 	Figures     SweepFigures `json:"figures"`
 	Unlisted    []Unlisted   `json:"unlisted"` // repositories that could not be listed, at most 100
 }
@@ -274,13 +277,10 @@ type SweepFigures struct {
 	Checked      int `json:"checked"`      // images whose statements were looked for
 	Unstated     int `json:"unstated"`     // of them, those that lack some, or never had any
 	Unlisted     int `json:"unlisted"`     // repositories that could not be listed
-	// Changed are the tags that were pushed or moved since the last complete
-	// sweep. Of them, Heard came with a webhook, Lost did not within the
-	// source's grace, and of Pending it is not decided yet.
-	Changed int `json:"changed"`
-	Heard   int `json:"heard"`
-	Lost    int `json:"lost"`
-	Pending int `json:"pending"`
+	Changed      int `json:"changed"`      // tags that were pushed or moved since the last complete sweep
+	Heard        int `json:"heard"`        // of them, those that a webhook told of
+	Lost         int `json:"lost"`         // of them, those of which no webhook came within the source's grace
+	Pending      int `json:"pending"`      // of them, those that are within it
 	// ShareLost is Lost of Heard and Lost, 0…1; null: there were none.
 	ShareLost *float64 `json:"shareLost"`
 }

@@ -42,6 +42,7 @@ func Documents() []DocumentKind {
 		{"cli-webhook-decode", func() any { return new(WebhookDecode) }},
 		{"cli-hooks-log", func() any { return new(Delivery) }},
 		{"cli-hooks-status", func() any { return new(SourceStatus) }},
+		{"cli-sweep", func() any { return new(Sweep) }},
 		{"cli-report", func() any { return new(FleetReport) }},
 		{"cli-dlq", func() any { return new(DeadLetter) }},
 		{"cli-dlq-summary", func() any { return new(DeadLetterSummary) }},

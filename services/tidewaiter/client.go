@@ -22,28 +22,30 @@ type serverFlags struct {
 	Data     string `help:"Data directory of a running 'tidewaiter up'." type:"path" default:"./tidewaiter-data" env:"TIDEWAITER_DATA" placeholder:"DIR"`
 	Server   string `help:"URL of catalog's API, instead of --data." env:"TIDEWAITER_SERVER" placeholder:"URL"`
 	Intake   string `help:"URL of intake, instead of --data." env:"TIDEWAITER_INTAKE" placeholder:"URL"`
+	Sweeper  string `help:"URL of sweeper, instead of --data." env:"TIDEWAITER_SWEEPER" placeholder:"URL"`
 	TokenEnv string `help:"Environment variable that holds the API's bearer token." default:"TIDEWAITER_TOKEN" placeholder:"NAME"`
 }
 
 // api is a client of catalog's and intake's HTTP API.
 type api struct {
-	catalog, intake, token string
-	http                   *http.Client
+	catalog, intake, sweeper, token string
+	http                            *http.Client
 }
 
 func (f serverFlags) api() (*api, error) {
 	client := httpClient()
-	if f.Server != "" || f.Intake != "" {
+	if f.Server != "" || f.Intake != "" || f.Sweeper != "" {
 		return &api{
 			catalog: strings.TrimSuffix(f.Server, "/"), intake: strings.TrimSuffix(f.Intake, "/"),
-			token: os.Getenv(f.TokenEnv), http: client,
+			sweeper: strings.TrimSuffix(f.Sweeper, "/"),
+			token:   os.Getenv(f.TokenEnv), http: client,
 		}, nil
 	}
 	a, err := f.addresses()
 	if err != nil {
 		return nil, err
 	}
-	return &api{catalog: a.Catalog, intake: a.Intake, token: a.Token, http: client}, nil
+	return &api{catalog: a.Catalog, intake: a.Intake, sweeper: a.Sweeper, token: a.Token, http: client}, nil
 }
 
 func (f serverFlags) addresses() (allinone.Addresses, error) {

@@ -17,6 +17,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/services/intake"
 	"github.com/tidewaiter/tidewaiter/services/matcher"
 	"github.com/tidewaiter/tidewaiter/services/planner"
+	"github.com/tidewaiter/tidewaiter/services/sweeper"
 	"github.com/tidewaiter/tidewaiter/services/ticketer"
 )
 
@@ -54,11 +55,17 @@ func (c *configCheckCmd) Run(s *streams) error {
 		{"advisor", ptr(advisor.DefaultConfig())},
 		{"ticketer", ptr(ticketer.DefaultConfig())},
 		{"gatekeeper", ptr(gatekeeper.DefaultConfig())},
+		{"sweeper", ptr(sweeper.DefaultConfig())},
 	} {
 		if !cfg.Has(section.name) {
 			continue // a process runs some services; what it does not name it does not need
 		}
 		problems = append(problems, cfg.CheckSection(section.name, section.into))
+		if sources, ok := section.into.(*intake.Sources); ok {
+			if err := sweeper.CheckSources(*sources); err != nil {
+				problems = append(problems, fmt.Errorf("%s: section \"sources\": %w", c.File, err))
+			}
+		}
 	}
 	if _, err := registry.New(cfg.Registries, s.log); err != nil {
 		problems = append(problems, fmt.Errorf("%s: section \"registries\": %w", c.File, err))

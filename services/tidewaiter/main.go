@@ -48,6 +48,7 @@ type root struct {
 	Where      whereCmd      `cmd:"" help:"Show the timeline of one image over all services."`
 	Report     reportCmd     `cmd:"" help:"Show the fleet report: share vulnerable, share outdated, lag of each server."`
 	Deployed   deployedCmd   `cmd:"" help:"Tell catalog which images run, so that they come first when advisories change."`
+	Sweep      sweepCmd      `cmd:"" help:"Look through a source's registry now for pushes that no webhook told of."`
 	Advisories advisoriesCmd `cmd:"" help:"Build an advisory snapshot, fetch a published one, or say how old one is."`
 	Webhook    webhookCmd    `cmd:"" help:"Show what intake would make of a webhook."`
 	Hooks      hooksCmd      `cmd:"" help:"Show what registries sent, what became of it, and why a webhook failed."`

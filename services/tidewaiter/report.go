@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/services/sweeper"
 )
 
 // reportCmd prints the fleet report.
@@ -33,10 +36,37 @@ func (c *reportCmd) Run(ctx context.Context, s *streams) error {
 	if err := decode(body, &r); err != nil {
 		return err
 	}
+	if r.Registries, err = sweeps(ctx, a); err != nil {
+		fmt.Fprintf(s.err, "sweeper does not answer, so nothing is said of lost events: %v\n", err)
+	}
 	if c.Output == "json" {
 		return printJSON(s.out, r)
 	}
 	return printFleet(s.out, r)
+}
+
+// sweeps returns the last complete sweep of each source; none where no sweeper is known.
+func sweeps(ctx context.Context, a *api) ([]contracts.Sweep, error) {
+	if a.sweeper == "" {
+		return nil, nil
+	}
+	body, err := a.do(ctx, http.MethodGet, a.sweeper+"/v1/sweeps", nil)
+	if err != nil {
+		return nil, err
+	}
+	var all struct {
+		Sweeps []sweeper.SourceSweeps `json:"sweeps"`
+	}
+	if err := decode(body, &all); err != nil {
+		return nil, err
+	}
+	var complete []contracts.Sweep
+	for _, source := range all.Sweeps {
+		if source.Complete != nil {
+			complete = append(complete, *source.Complete)
+		}
+	}
+	return complete, nil
 }
 
 func printFleet(w io.Writer, r contracts.FleetReport) error {
@@ -56,6 +86,16 @@ func printFleet(w io.Writer, r contracts.FleetReport) error {
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write output: %w", err)
+	}
+	if len(r.Registries) > 0 {
+		t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "\nSOURCE\tREGISTRY\tLAST SWEEP\tTAGS\tMISSED\tEVENTS LOST")
+		for _, p := range r.Registries {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\n", p.Source, p.Registry, p.StartedAt.Format(time.RFC3339), p.Figures.Tags, p.Figures.Missed, lostText(p))
+		}
+		if err := t.Flush(); err != nil {
+			return fmt.Errorf("write output: %w", err)
+		}
 	}
 	if len(r.Servers) == 0 {
 		return nil

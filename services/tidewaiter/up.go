@@ -86,7 +86,7 @@ func advisoriesFrom(name string) (file string, follow []string, err error) {
 
 // runCmd runs some services against real servers.
 type runCmd struct {
-	Services []string `arg:"" help:"intake, planner, analyzer, assembler, matcher, attestor, catalog, advisor, ticketer, gatekeeper; or all (the optional ones where they are configured)." name:"service"`
+	Services []string `arg:"" help:"intake, planner, analyzer, assembler, matcher, attestor, catalog, advisor, ticketer, gatekeeper, sweeper; or all (the optional ones where they are configured)." name:"service"`
 }
 
 func (*runCmd) Help() string {

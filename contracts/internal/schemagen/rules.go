@@ -50,6 +50,8 @@ func closed(field string) []string {
 		return []string{"dpkg", "apk", "rpm"}
 	case "VSAPredicate.VerificationResult":
 		return []string{"PASSED", "FAILED"}
+	case "Sweep.State":
+		return []string{contracts.SweepRunning, contracts.SweepComplete, contracts.SweepIncomplete, contracts.SweepFailed}
 	case "WebhookEvent.Action":
 		return []string{"push", "delete", "ignore"}
 	}

@@ -19,10 +19,11 @@ var ErrNotRunning = errors.New("nothing is running on this directory")
 // data, readable by its user only, so that other commands find it.
 type Addresses struct {
 	PID       int      `json:"pid"`
-	Intake    string   `json:"intake"`  // URL
-	Catalog   string   `json:"catalog"` // URL
-	Monitor   string   `json:"monitor"` // URL of /readyz and /metrics
-	Token     string   `json:"token"`   // bearer token of intake's and catalog's API
+	Intake    string   `json:"intake"`            // URL
+	Catalog   string   `json:"catalog"`           // URL
+	Sweeper   string   `json:"sweeper,omitempty"` // URL; empty: it does not run
+	Monitor   string   `json:"monitor"`           // URL of /readyz and /metrics
+	Token     string   `json:"token"`             // bearer token of intake's and catalog's API
 	Kafka     Kafka    `json:"kafka"`
 	Registry  Registry `json:"registry"`
 	PublicKey string   `json:"publicKey"` // PEM

@@ -37,6 +37,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/services/intake"
 	"github.com/tidewaiter/tidewaiter/services/matcher"
 	"github.com/tidewaiter/tidewaiter/services/planner"
+	"github.com/tidewaiter/tidewaiter/services/sweeper"
 	"github.com/tidewaiter/tidewaiter/services/ticketer"
 )
 
@@ -59,12 +60,13 @@ func Services() []run.Named {
 
 // Optional lists the services that run where the configuration has their
 // section: advisor follows advisories, ticketer writes tickets, gatekeeper
-// answers a cluster.
+// answers a cluster, sweeper finds what webhooks did not tell.
 func Optional() []run.Named {
 	return []run.Named{
 		{Name: "advisor", Run: advisor.Run},
 		{Name: "ticketer", Run: ticketer.Run},
 		{Name: "gatekeeper", Run: gatekeeper.Run},
+		{Name: "sweeper", Run: sweeper.Run},
 	}
 }
 
@@ -200,7 +202,9 @@ func (a *AllInOne) start(ctx context.Context, o Options, secrets secrets) error 
 		}
 	}
 	a.Servers.SetHook(a.Intake+"/hooks/"+Source, "Bearer "+secrets.hook)
-	for _, address := range []string{o.IntakeListen, o.CatalogListen, o.MonitorListen, o.GatekeeperListen} {
+	for _, address := range []string{
+		o.IntakeListen, o.CatalogListen, o.MonitorListen, o.GatekeeperListen, strings.TrimPrefix(a.Sweeper, "http://"),
+	} {
 		if address == "" {
 			continue
 		}
@@ -291,6 +295,18 @@ func (a *AllInOne) configure(o Options, s secrets) (*run.Config, error) {
 			gatekeeperSection["listen"] = o.GatekeeperListen
 		}
 		sections["gatekeeper"] = o.Config.Fill("gatekeeper", gatekeeperSection)
+	}
+	if o.Config.Has("sweeper") {
+		free, err := FreeAddress(a.ctx)
+		if err != nil {
+			return nil, err
+		}
+		sections["sweeper"] = o.Config.Fill("sweeper", map[string]any{
+			"listen": free, "tokenFile": s.file("token"), "catalog": a.Catalog, "catalogTokenFile": s.file("token"),
+		})
+		if listen, ok := sections["sweeper"].(map[string]any)["listen"].(string); ok {
+			a.Sweeper = "http://" + listen
+		}
 	}
 	return o.Config.With(sections)
 }
