@@ -30,6 +30,7 @@ const (
 //	Permanent(err)   in goes to the dead letters, then is committed
 //	Unavailable(err) tried again until it works; the service is not ready meanwhile
 //	Later(err, t)    in goes to the service's retry topic until t, then is committed
+//	NotYet(err, t)   the same, for what was not really tried: it does not count
 //	any other error  tried again in place a bounded number of times, then as Permanent
 //
 // It may see an event twice. A panic counts as Permanent. Ids, source,

@@ -138,6 +138,10 @@ func (w *work) one(d *delivery) bool {
 				outcome = OutcomePermanent
 			}
 		}
+		if untried(err) {
+			d.attempts--
+			d.deferrals--
+		}
 		if outcome == OutcomeLater && d.deferrals >= maxDeferrals {
 			err = fmt.Errorf("after %d deferrals: %w", d.deferrals, err)
 			outcome = OutcomePermanent

@@ -38,6 +38,7 @@ func (o Outcome) String() string {
 type outcomeError struct {
 	outcome Outcome
 	due     time.Time // OutcomeLater only
+	untried bool      // OutcomeLater only: see NotYet
 	err     error
 }
 
@@ -69,6 +70,21 @@ func Later(err error, t time.Time) error {
 		return nil
 	}
 	return &outcomeError{outcome: OutcomeLater, due: t, err: err}
+}
+
+// NotYet is Later for an event that was not really tried, because it was not its
+// turn: neither an attempt nor a deferral is counted. nil stays nil.
+func NotYet(err error, t time.Time) error {
+	if err == nil {
+		return nil
+	}
+	return &outcomeError{outcome: OutcomeLater, due: t, untried: true, err: err}
+}
+
+// untried says whether err is of NotYet.
+func untried(err error) bool {
+	var o *outcomeError
+	return errors.As(err, &o) && o.untried
 }
 
 // Classify returns the outcome that err asks for: the outermost mark, or

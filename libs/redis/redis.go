@@ -5,6 +5,7 @@ package redis
 
 import (
 	"context"
+	crand "crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -129,6 +130,7 @@ func (c Config) parseURL() (*redis.Options, error) {
 type Client struct {
 	rdb    redis.UniversalClient
 	prefix string
+	id     string // tells those who share a budget apart
 }
 
 // Open connects; an unreachable server is an error only of later calls. A URL
@@ -176,7 +178,7 @@ func Open(cfg Config) (*Client, error) {
 		}
 		return username, p, nil
 	}
-	return &Client{rdb: redis.NewUniversalClient(options), prefix: cfg.Prefix}, nil
+	return &Client{rdb: redis.NewUniversalClient(options), prefix: cfg.Prefix, id: crand.Text()}, nil
 }
 
 func (c Config) tls() func() (*tls.Config, error) {

@@ -173,12 +173,18 @@ func (b *blobBody) resume() (again bool, err error) {
 	if at > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", at))
 	}
+	if err := b.t.await(req); err != nil {
+		b.body = http.NoBody
+		return false, b.t.failed(b.op, err)
+	}
 	resp, err := b.t.base.RoundTrip(req)
 	if err != nil {
+		b.t.unanswered(req, err)
 		b.body = http.NoBody
 		var e *Error
 		return !errors.As(err, &e), err
 	}
+	b.t.learn(resp)
 	b.body = resp.Body
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && rangeStart(resp) == at:

@@ -40,6 +40,7 @@ type Error struct {
 	Status int           // of HTTP; 0: no answer
 	Detail string        // what else is known
 	After  time.Duration // how long the registry asks to wait; 0: it does not say
+	Held   bool          // nothing was asked: see Held
 }
 
 func (e *Error) Error() string {
@@ -63,6 +64,14 @@ func (e *Error) Error() string {
 // Unwrap returns the kind.
 func (e *Error) Unwrap() error { return e.Kind }
 
+// Held says whether err only means that it was nobody's turn: the budget of the
+// registry is used up, or it is left alone for a while. That is no failed
+// attempt. RetryAt says when to try again.
+func Held(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Held
+}
+
 // Backoff of RetryAt.
 const (
 	minBackoff = time.Second
@@ -73,10 +82,14 @@ const (
 // RetryAt says whether err is worth another try and when. attempt counts the
 // tries made so far, from 1. Retry-After is obeyed (up to an hour), with a
 // minimum that doubles with every attempt up to ten minutes, and up to a
-// quarter more so that not everybody comes back at once.
+// quarter more so that not everybody comes back at once. What is Held has no minimum.
 func RetryAt(err error, attempt int) (time.Time, bool) {
 	if !errors.Is(err, ErrThrottled) && !errors.Is(err, ErrUnavailable) {
 		return time.Time{}, false
+	}
+	var e *Error
+	if errors.As(err, &e) && e.Held {
+		return heldUntil(e), true
 	}
 	wait := maxBackoff
 	if attempt < 1 {
@@ -85,8 +98,7 @@ func RetryAt(err error, attempt int) (time.Time, bool) {
 	if attempt < 10 {
 		wait = minBackoff << (attempt - 1)
 	}
-	var e *Error
-	if errors.As(err, &e) {
+	if e != nil {
 		wait = max(wait, min(e.After, maxAfter))
 	}
 	jitter := time.Duration(rand.Int64N(int64(wait)/4 + 1)) //nolint:gosec // jitter needs no secrecy

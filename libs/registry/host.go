@@ -50,12 +50,14 @@ type host struct {
 	user    string
 	pass    string
 	checked time.Time // when the credentials were read
-	quiet   time.Time // until when the registry asked to be left alone
 }
 
-func newHost(cfg Host, log *slog.Logger) (*host, error) {
+func newHost(cfg Host, budget Budget, log *slog.Logger) (*host, error) {
 	if !contracts.ValidRegistry(cfg.Name) {
 		return nil, fmt.Errorf("host %q: %w", cfg.Name, ErrInvalidName)
+	}
+	if err := cfg.Rate.validate(); err != nil {
+		return nil, err
 	}
 	if cfg.Concurrency <= 0 {
 		cfg.Concurrency = defaultConcurrency
@@ -72,13 +74,9 @@ func newHost(cfg Host, log *slog.Logger) (*host, error) {
 	h.base = base
 	h.rt = &transport{
 		base: base, authority: authority, cfg: cfg, idle: idleTimeout,
+		pace:   newPacer(h.name, cfg.Rate, budget, log),
 		reads:  make(chan struct{}, cfg.Concurrency),
 		writes: make(chan struct{}, cfg.Concurrency),
-		throttled: func(after time.Duration) {
-			h.mu.Lock()
-			h.quiet = time.Now().Add(min(after, maxAfter))
-			h.mu.Unlock()
-		},
 	}
 	if _, err := h.client(); err != nil {
 		return nil, err
@@ -121,6 +119,7 @@ func (h *host) client() (*regclient.RegClient, error) {
 	if h.rc == nil || user != h.user || pass != h.pass {
 		h.user, h.pass = user, pass
 		h.rc, h.lister = h.build(user, pass), nil
+		h.rt.pace.as(user)
 	}
 	return h.rc, nil
 }
@@ -213,7 +212,7 @@ func (h *host) repeat(ctx context.Context, what string, attempts int, try func()
 // pause returns how long to wait before a request is repeated in place.
 func pause(err error, attempt int) (time.Duration, bool) {
 	var e *Error
-	if !errors.As(err, &e) || !errors.Is(e, ErrThrottled) && !errors.Is(e, ErrUnavailable) {
+	if !errors.As(err, &e) || e.Held || !errors.Is(e, ErrThrottled) && !errors.Is(e, ErrUnavailable) {
 		return 0, false
 	}
 	wait := max(e.After, time.Duration(attempt*attempt)*100*time.Millisecond)
@@ -223,11 +222,8 @@ func pause(err error, attempt int) (time.Duration, bool) {
 func (h *host) once(ctx context.Context, what string, o *op, timeout time.Duration,
 	work func(ctx context.Context, rc *regclient.RegClient) error,
 ) error {
-	h.mu.Lock()
-	quiet := time.Until(h.quiet)
-	h.mu.Unlock()
-	if quiet > 0 {
-		return &Error{Kind: ErrThrottled, What: what, After: quiet}
+	if err := h.held(what); err != nil {
+		return err
 	}
 	rc, err := h.client()
 	if err != nil {
@@ -238,6 +234,15 @@ func (h *host) once(ctx context.Context, what string, o *op, timeout time.Durati
 	*o = op{kind: o.kind, size: o.size, query: o.query, cancel: cancel}
 	err = work(context.WithValue(octx, opKey{}, o), rc)
 	return h.result(ctx, what, o, err)
+}
+
+// held returns an error while the registry is left alone for longer than a
+// request would wait.
+func (h *host) held(what string) error {
+	if wait := h.rt.pace.held(); wait > 0 {
+		return &Error{Kind: ErrThrottled, What: what, Detail: "not asked: it is left alone for now", After: wait, Held: true}
+	}
+	return nil
 }
 
 // result translates the error of one try.
@@ -334,11 +339,8 @@ func (h *host) blob(ctx context.Context, r Ref, size int64) (io.ReadCloser, erro
 	// The operation goes on after this call, until the reader is closed, so it
 	// has no deadline as a whole: blobBody has one for every read.
 	open := func() error {
-		h.mu.Lock()
-		quiet := time.Until(h.quiet)
-		h.mu.Unlock()
-		if quiet > 0 {
-			return &Error{Kind: ErrThrottled, What: what, After: quiet}
+		if err := h.held(what); err != nil {
+			return err
 		}
 		rc, err := h.client()
 		if err != nil {

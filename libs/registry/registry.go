@@ -40,6 +40,7 @@ type Host struct {
 	AllowPrivate bool     `yaml:"allowPrivate"` // token realms and redirects may lead to private addresses
 	Concurrency  int      `yaml:"concurrency"`  // requests at once; default 16
 	PathPrefixes []string `yaml:"pathPrefixes"` // repositories that may be used; empty: all
+	Rate         Rate     `yaml:"rate"`         // what may be asked of it
 }
 
 // Ref names a manifest: by digest where that is set, else by tag.
@@ -91,10 +92,14 @@ type reader interface {
 
 // New returns a client for the given hosts and no others. Files that hosts
 // name (CA, password) must exist.
-func New(hosts []Host, log *slog.Logger) (*Client, error) {
+func New(hosts []Host, log *slog.Logger) (*Client, error) { return NewShared(hosts, nil, log) }
+
+// NewShared is New for one of several clients that keep to the rates of hosts
+// together. While budget is away each keeps to a part of them.
+func NewShared(hosts []Host, budget Budget, log *slog.Logger) (*Client, error) {
 	c := &Client{hosts: make(map[string]*host, len(hosts))}
 	for _, cfg := range hosts {
-		h, err := newHost(cfg, log)
+		h, err := newHost(cfg, budget, log)
 		if err != nil {
 			return nil, fmt.Errorf("registry %q: %w", cfg.Name, err)
 		}

@@ -255,7 +255,7 @@ type transport struct {
 	cfg       Host
 	reads     chan struct{} // slots; uploads have their own, as they may wait for a read
 	writes    chan struct{}
-	throttled func(time.Duration)
+	pace      *pacer
 	idle      time.Duration // longest wait for bytes of a body
 }
 
@@ -273,6 +273,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	req = o.continued(req)
 
+	if err := t.await(req); err != nil {
+		return nil, t.failed(o, err)
+	}
 	release, err := t.acquire(req)
 	if err != nil {
 		return nil, err
@@ -282,10 +285,12 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.base.RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		done()
+		t.unanswered(req, err)
 		return nil, t.failed(o, err)
 	}
 	o.note(req, resp)
 	o.keepLink(req, resp)
+	t.learn(resp)
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		defer done()
 		if err := t.answered(o, resp); err != nil {
@@ -310,6 +315,35 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = newBlobBody(t, o, req, resp, cancel, release)
 	return resp, nil
+}
+
+// await waits for the turn of a request to the registry; where it redirects to
+// has no budget.
+func (t *transport) await(req *http.Request) error {
+	if !t.own(req.URL.Host) {
+		return nil
+	}
+	return t.pace.await(req)
+}
+
+// learn has the pacer read an answer of the registry.
+func (t *transport) learn(resp *http.Response) {
+	if resp.Request == nil || !t.own(resp.Request.URL.Host) {
+		return
+	}
+	t.pace.answered(resp.Request, resp)
+	if resp.StatusCode >= 500 {
+		t.pace.troubled()
+	}
+}
+
+// unanswered counts a request that the registry did not answer. What our own
+// rules or the caller ended is none.
+func (t *transport) unanswered(req *http.Request, err error) {
+	var own *Error
+	if t.own(req.URL.Host) && req.Context().Err() == nil && !errors.As(err, &own) {
+		t.pace.troubled()
+	}
 }
 
 // rules returns the request as it may be sent: TLS unless plain HTTP is
@@ -406,8 +440,8 @@ func (t *transport) answered(o *op, resp *http.Response) error {
 		return nil
 	}
 	e := &Error{Kind: kind, Status: resp.StatusCode, Detail: errorCode(body), After: after}
-	if errors.Is(kind, ErrThrottled) {
-		t.throttled(after)
+	if errors.Is(kind, ErrThrottled) && after > 0 && (resp.Request == nil || !t.own(resp.Request.URL.Host)) {
+		t.pace.hush(context.Background(), after) // its token realm, or where it keeps its blobs
 	}
 	o.fail(e)
 	return e

@@ -30,6 +30,7 @@ type Env struct {
 	redis    *redis.Client
 	db       *store.DB
 	registry *registry.Client
+	budget   *redis.Client // of the registries; the service works without it
 }
 
 // Env returns what the named service is given.
@@ -114,7 +115,9 @@ func (e *Env) DB(ctx context.Context) (*store.DB, error) {
 	return db, nil
 }
 
-// Registry returns the client for the configured registries.
+// Registry returns the client for the configured registries, whose rates all
+// who use the same Redis and credential keep to together. Where Redis is not
+// configured or away, each keeps to its part.
 func (e *Env) Registry() (*registry.Client, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -139,6 +142,9 @@ func (e *Env) Close() error {
 	}
 	if e.redis != nil {
 		errs = append(errs, e.redis.Close())
+	}
+	if e.budget != nil {
+		errs = append(errs, e.budget.Close())
 	}
 	if e.db != nil {
 		errs = append(errs, e.db.Close())

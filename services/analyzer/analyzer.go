@@ -564,6 +564,9 @@ func (s *Service) unread(ctx context.Context, req contracts.LayerRequested, err 
 	}
 	attempt := bus.Attempt(ctx)
 	if at, again := registry.RetryAt(err, attempt); again {
+		if registry.Held(err) {
+			return nil, bus.NotYet(err, at)
+		}
 		if attempt < s.cfg.Attempts {
 			return nil, bus.Later(err, at)
 		}

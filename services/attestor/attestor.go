@@ -530,6 +530,9 @@ func dbError(err error) error {
 // registryError asks for another try later where that can help.
 func registryError(err error) error {
 	if at, ok := registry.RetryAt(err, 1); ok {
+		if registry.Held(err) {
+			return bus.NotYet(err, at)
+		}
 		return bus.Later(err, at)
 	}
 	for _, fact := range []error{registry.ErrNotConfigured, registry.ErrForbiddenHost, registry.ErrUnauthorized, registry.ErrTooLarge} {

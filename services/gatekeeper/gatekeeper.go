@@ -126,6 +126,9 @@ func (g *Gatekeeper) Handle(ctx context.Context, in event.Event) ([]event.Event,
 	before, _ := g.memory.get(a.Image.String())
 	_, err = g.ask(ctx, a.Image, before.bundle)
 	if at, again := registry.RetryAt(err, 1); again {
+		if registry.Held(err) {
+			return nil, bus.NotYet(err, at)
+		}
 		return nil, bus.Later(err, at)
 	}
 	if err != nil {

@@ -296,6 +296,9 @@ func (p *Planner) outcome(ctx context.Context, err error) error {
 	}
 	attempt := bus.Attempt(ctx)
 	if at, again := registry.RetryAt(err, attempt); again {
+		if registry.Held(err) {
+			return bus.NotYet(err, at)
+		}
 		if attempt >= p.cfg.Attempts {
 			return bus.Permanent(fmt.Errorf("given up after %d attempts: %w", attempt, err))
 		}

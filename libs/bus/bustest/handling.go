@@ -367,6 +367,30 @@ func later(r *rig) {
 	r.Logf("took %s", time.Since(started))
 }
 
+// notYet: what was not its turn is no attempt, however often.
+func notYet(r *rig) {
+	b := r.bus("planner")
+	const times = 210 // more than an event may be deferred
+	var turns atomic.Int32
+	var seen journal
+	r.consume(b, bus.Subscription{Events: []string{contracts.ImagePushedV1}, Handler: func(ctx context.Context, in event.Event) ([]event.Event, error) {
+		if turns.Add(1) <= times {
+			return nil, bus.NotYet(errTrouble, time.Now())
+		}
+		seen.add(fmt.Sprint("attempt ", bus.Attempt(ctx)))
+		return nil, nil
+	}})
+	r.publish(b, contracts.LaneFresh, 1, "a")
+	r.eventually("handled", func() bool { return seen.len() == 1 })
+	if got := seen.all(); got[0] != "attempt 1" {
+		r.Errorf("handled as %v", got)
+	}
+	r.caughtUp(b)
+	if letters, err := b.ListDeadLetters(r.Context(), bus.DeadLetterFilter{}); err != nil || len(letters) != 0 {
+		r.Errorf("dead letters %v, %v", letters, err)
+	}
+}
+
 func unavailable(r *rig) {
 	b := r.bus("planner")
 	var gone atomic.Bool
