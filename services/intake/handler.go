@@ -125,7 +125,10 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 		o.status, o.reason, o.err = http.StatusBadRequest, reasonBrokenOff, fmt.Errorf("read body: %w", err)
 		return o
 	}
-	req := hook.Request{Header: r.Header, Body: body, Registry: src.Registry, Mapper: src.mapper}
+	req := hook.Request{
+		Header: r.Header, Body: body, Registry: src.Registry, Mapper: src.mapper,
+		PathMapping: src.PathMapping, RepositoryKey: src.RepositoryKey,
+	}
 	if src.verifier.needBody {
 		offered.signed = src.kind.Signed(req)
 		if !src.verifier.verify(offered) {

@@ -165,6 +165,9 @@ func Listening(ready func(addr string)) run.Service {
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, run.ErrConfig)
 		}
+		for _, w := range sources.Warnings() {
+			env.Log.WarnContext(ctx, "configuration could be safer", "warning", w)
+		}
 		if err := b.EnsureTopics(ctx, contracts.ImagePushedV1, contracts.ImageDeletedV1); err != nil {
 			return fmt.Errorf("create topics: %w", err)
 		}

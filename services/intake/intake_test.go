@@ -401,24 +401,32 @@ func TestValidate(t *testing.T) {
 		change func(*Source)
 		want   string
 	}{
-		"unknown kind":        {func(s *Source) { s.Kind = "x" }, `kind "x" is none of distribution, gitlab, `},
-		"no registry":         {func(s *Source) { s.Registry = "" }, "registry is missing"},
-		"two registries":      {func(s *Source) { s.AnyRegistry = true }, "exclude each other"},
-		"registry with path":  {func(s *Source) { s.Registry = "r.example/x" }, "is not host[:port]"},
-		"bad path":            {func(s *Source) { s.Paths = []string{"/a"} }, `path "/a"`},
-		"bad lane":            {func(s *Source) { s.Lane = "slow" }, `lane "slow"`},
-		"bad quota":           {func(s *Source) { s.Quota = -1 }, "quota -1"},
-		"no auth":             {func(s *Source) { s.Auth = Auth{} }, "0 of bearer, basic, hmac, header, query and none"},
-		"two auths":           {func(s *Source) { s.Auth.None = true }, "2 of bearer, basic, hmac, header, query and none"},
-		"bearer without":      {func(s *Source) { s.Auth = Auth{Bearer: &BearerAuth{}} }, "auth.bearer.tokenFile or auth.bearer.tokenEnv"},
-		"bearer with both":    {func(s *Source) { s.Auth = Auth{Bearer: &BearerAuth{"a", "b"}} }, "exactly one is needed"},
-		"basic without user":  {func(s *Source) { s.Auth = Auth{Basic: &BasicAuth{PasswordEnv: "X"}} }, "auth.basic.username"},
-		"hmac without header": {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{SecretEnv: "X"}} }, "auth.hmac.header"},
-		"hmac half a header":  {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{Prefix: "x=", SecretEnv: "X"}} }, "auth.hmac.header is missing"},
-		"query without name":  {func(s *Source) { s.Auth = Auth{Query: &QueryAuth{ValueEnv: "X"}} }, "auth.query.name"},
-		"query without value": {func(s *Source) { s.Auth = Auth{Query: &QueryAuth{Name: "token"}} }, "auth.query.value"},
-		"hmac with md5":       {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{Header: "X", Algorithm: "md5", SecretEnv: "X"}} }, `"md5" is neither`},
-		"header without name": {func(s *Source) { s.Auth = Auth{Header: &HeaderAuth{ValueEnv: "X"}} }, "auth.header.name"},
+		"unknown kind":                 {func(s *Source) { s.Kind = "x" }, `kind "x" is none of distribution, gitlab, `},
+		"no registry":                  {func(s *Source) { s.Registry = "" }, "registry is missing"},
+		"two registries":               {func(s *Source) { s.AnyRegistry = true }, "exclude each other"},
+		"registry with path":           {func(s *Source) { s.Registry = "r.example/x" }, "is not host[:port]"},
+		"bad path":                     {func(s *Source) { s.Paths = []string{"/a"} }, `path "/a"`},
+		"bad lane":                     {func(s *Source) { s.Lane = "slow" }, `lane "slow"`},
+		"bad quota":                    {func(s *Source) { s.Quota = -1 }, "quota -1"},
+		"no auth":                      {func(s *Source) { s.Auth = Auth{} }, "0 of bearer, basic, hmac, header, query and none"},
+		"two auths":                    {func(s *Source) { s.Auth.None = true }, "2 of bearer, basic, hmac, header, query and none"},
+		"bearer without":               {func(s *Source) { s.Auth = Auth{Bearer: &BearerAuth{}} }, "auth.bearer.tokenFile or auth.bearer.tokenEnv"},
+		"bearer with both":             {func(s *Source) { s.Auth = Auth{Bearer: &BearerAuth{"a", "b"}} }, "exactly one is needed"},
+		"basic without user":           {func(s *Source) { s.Auth = Auth{Basic: &BasicAuth{PasswordEnv: "X"}} }, "auth.basic.username"},
+		"hmac without header":          {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{SecretEnv: "X"}} }, "auth.hmac.header"},
+		"hmac half a header":           {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{Prefix: "x=", SecretEnv: "X"}} }, "auth.hmac.header is missing"},
+		"query without name":           {func(s *Source) { s.Auth = Auth{Query: &QueryAuth{ValueEnv: "X"}} }, "auth.query.name"},
+		"query without value":          {func(s *Source) { s.Auth = Auth{Query: &QueryAuth{Name: "token"}} }, "auth.query.value"},
+		"hmac with md5":                {func(s *Source) { s.Auth = Auth{HMAC: &HMACAuth{Header: "X", Algorithm: "md5", SecretEnv: "X"}} }, `"md5" is neither`},
+		"registry that is never named": {func(s *Source) { s.Kind, s.Registry, s.AnyRegistry = "nexus", "", true }, `kind "nexus" never names its registry`},
+		"mapping of a kind without":    {func(s *Source) { s.PathMapping = "port" }, `not for kind "distribution"`},
+		"key of a kind without":        {func(s *Source) { s.RepositoryKey = "x" }, `not for kind "distribution"`},
+		"unknown mapping":              {func(s *Source) { s.Kind, s.PathMapping = "artifactory", "x" }, `pathMapping "x" is none of repo-path, subdomain, port`},
+		"port of an unnamed registry": {func(s *Source) {
+			s.Kind, s.Registry, s.AnyRegistry, s.PathMapping = "artifactory", "", true, "port"
+		}, "no payload names the port"},
+		"subdomain without a key": {func(s *Source) { s.Kind, s.PathMapping = "artifactory", "subdomain" }, "repositoryKey is missing"},
+		"header without name":     {func(s *Source) { s.Auth = Auth{Header: &HeaderAuth{ValueEnv: "X"}} }, "auth.header.name"},
 	} {
 		s := ok
 		c.change(&s)
@@ -434,6 +442,38 @@ func TestValidate(t *testing.T) {
 	}
 	if err := (Config{Admin: &BearerAuth{}}).Validate(); err == nil {
 		t.Error("an empty configuration is accepted")
+	}
+}
+
+// TestWarnings: what is allowed but unsafe is told, with the source's id.
+func TestWarnings(t *testing.T) {
+	signed, bearer := Auth{HMAC: &HMACAuth{SecretEnv: "X"}}, Auth{Bearer: &BearerAuth{TokenEnv: "X"}}
+	for name, c := range map[string]struct {
+		src  Source
+		want string
+	}{
+		"signs, anybody":      {Source{Kind: "ghcr", AnyRegistry: true, Auth: Auth{None: true}}, `senders of kind "ghcr" sign: use auth.hmac`},
+		"signs, bearer":       {Source{Kind: "gitea", AnyRegistry: true, Auth: bearer}, "auth.hmac is better"},
+		"signs, hmac":         {Source{Kind: "ghcr", AnyRegistry: true, Auth: signed}, ""},
+		"signs not, anybody":  {Source{Kind: "quay", AnyRegistry: true, Auth: Auth{None: true}}, "anybody may send to it"},
+		"signs not, a secret": {Source{Kind: "quay", AnyRegistry: true, Auth: Auth{Query: &QueryAuth{Name: "t", ValueEnv: "X"}}}, ""},
+		"secret as it stands": {Source{Kind: "artifactory", AnyRegistry: true, Auth: Auth{Header: &HeaderAuth{Name: "x-jfrog-event-auth", ValueEnv: "X"}}}, ""},
+		"another header":      {Source{Kind: "artifactory", AnyRegistry: true, Auth: Auth{Header: &HeaderAuth{Name: "X-Other", ValueEnv: "X"}}}, "auth.hmac is better"},
+		"nexus without a key": {Source{Kind: "nexus", Registry: "r.example:5000", Auth: signed}, "repositoryKey is missing"},
+		"nexus with a key":    {Source{Kind: "nexus", Registry: "r.example:5000", RepositoryKey: "docker", Auth: signed}, ""},
+		"nexus by path":       {Source{Kind: "nexus", Registry: "r.example", PathMapping: "repo-path", Auth: signed}, ""},
+	} {
+		sources := Sources{"hub-1": c.src}
+		if err := sources.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		got := sources.Warnings()
+		switch {
+		case c.want == "" && len(got) > 0:
+			t.Errorf("%s: got %q, want none", name, got)
+		case c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want) || !strings.Contains(got[0], `source "hub-1"`)):
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
 	}
 }
 
@@ -990,7 +1030,10 @@ func FuzzHandler(f *testing.F) {
 	auth := Auth{Bearer: &BearerAuth{TokenFile: token}}
 	sources := Sources{}
 	for _, k := range hook.Kinds() {
-		src := Source{Kind: k.Name, AnyRegistry: true, Auth: auth}
+		src := Source{Kind: k.Name, AnyRegistry: k.Says.Registry, Auth: auth}
+		if !k.Says.Registry {
+			src.Registry = "r.example"
+		}
 		if k.Name == generic {
 			src.Mapping = mappedSource().Mapping
 		}

@@ -126,6 +126,9 @@ func (s sharedSample) scheme() string {
 func (s sharedSample) source(t *testing.T) (src Source, query string, secured bool) {
 	t.Helper()
 	src = Source{Kind: s.kind, AnyRegistry: true, Auth: Auth{None: true}}
+	if kind, _ := hook.Find(s.kind); !kind.Says.Registry {
+		src.AnyRegistry, src.Registry = false, boundRegistry
+	}
 	for _, e := range s.meta.Events {
 		if e.Registry == nil && e.Action != "ignore" {
 			src.AnyRegistry, src.Registry = false, boundRegistry

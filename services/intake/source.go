@@ -27,6 +27,12 @@ type Source struct {
 	// AnyRegistry lets the payload name the registry; only registries of the
 	// configuration are ever connected to.
 	AnyRegistry bool `yaml:"anyRegistry"`
+	// PathMapping says how Artifactory or Nexus shows its repositories to container
+	// clients: "repo-path", "subdomain" or "port"; empty: the kind's usual way.
+	PathMapping string `yaml:"pathMapping"`
+	// RepositoryKey is the one repository of Artifactory or Nexus that the source
+	// is about: events of others end. Empty: all of them.
+	RepositoryKey string `yaml:"repositoryKey"`
 	// Paths bounds the repositories: each is a repository or the path above some.
 	// Empty: all of the registry.
 	Paths []string `yaml:"paths"`
@@ -143,6 +149,10 @@ func (s Source) validate() error {
 	case s.Registry != "" && !contracts.ValidRegistry(s.Registry):
 		add("registry %q is not host[:port]", s.Registry)
 	}
+	if s.AnyRegistry && known && !kind.Says.Registry {
+		add("kind %q never names its registry: set registry in the place of anyRegistry", s.Kind)
+	}
+	problems = append(problems, s.validateMapping(kind))
 	for _, p := range s.Paths {
 		if !contracts.ValidRepository(strings.TrimSuffix(p, "/")) {
 			add("path %q is not a repository or the path above some", p)
@@ -173,6 +183,53 @@ func (s Source) validate() error {
 		}
 	}
 	return errors.Join(problems...)
+}
+
+func (s Source) validateMapping(kind hook.Kind) error {
+	switch {
+	case s.PathMapping == "" && s.RepositoryKey == "":
+		return nil
+	case len(kind.PathMappings) == 0:
+		return fmt.Errorf("pathMapping and repositoryKey are not for kind %q, whose images have one name alone", s.Kind)
+	case s.PathMapping != "" && !slices.Contains(kind.PathMappings, s.PathMapping):
+		return fmt.Errorf("pathMapping %q is none of %s", s.PathMapping, strings.Join(kind.PathMappings, ", "))
+	case s.PathMapping == hook.MappingPort && s.AnyRegistry:
+		return errors.New(`pathMapping "port" needs registry: no payload names the port`)
+	case s.PathMapping != "" && s.PathMapping != hook.MappingPath && s.Registry != "" && s.RepositoryKey == "":
+		return fmt.Errorf("repositoryKey is missing: with pathMapping %q registry %q serves one repository, and events of others must not pass for its own",
+			s.PathMapping, s.Registry)
+	}
+	return nil
+}
+
+// Warnings returns what is allowed but less safe than it could be, in order of the sources' ids.
+func (s Sources) Warnings() []string {
+	var warnings []string
+	for _, id := range slices.Sorted(maps.Keys(s)) {
+		if w := s[id].warning(); w != "" {
+			warnings = append(warnings, fmt.Sprintf("source %q: %s", id, w))
+		}
+	}
+	return warnings
+}
+
+func (s Source) warning() string {
+	kind, known := hook.Find(s.Kind)
+	signs := len(kind.Signatures) > 0
+	secretHeader := s.Auth.Header != nil && kind.SecretHeader != "" && canonical(s.Auth.Header.Name) == kind.SecretHeader
+	switch {
+	case !known:
+		return ""
+	case s.Auth.None && signs:
+		return fmt.Sprintf("anybody may send to it, though senders of kind %q sign: use auth.hmac", s.Kind)
+	case s.Auth.None:
+		return "anybody may send to it: use any other auth"
+	case signs && s.Auth.HMAC == nil && !secretHeader:
+		return fmt.Sprintf("senders of kind %q sign, which proves the body too: auth.hmac is better", s.Kind)
+	case len(kind.PathMappings) > 0 && s.Registry != "" && kind.PathMappings[0] != hook.MappingPath && s.PathMapping == "" && s.RepositoryKey == "":
+		return fmt.Sprintf("repositoryKey is missing: events of any repository pass for ones of registry %q", s.Registry)
+	}
+	return ""
 }
 
 func (a Auth) validate(kind hook.Kind) error {

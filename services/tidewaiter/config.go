@@ -40,11 +40,12 @@ func (c *configCheckCmd) Run(s *streams) error {
 		return usage(err)
 	}
 	var problems []error
+	var sources intake.Sources
 	for _, section := range []struct {
 		name string
 		into any
 	}{
-		{"sources", &intake.Sources{}},
+		{"sources", &sources},
 		{"intake", ptr(intake.DefaultConfig())},
 		{"planner", ptr(planner.DefaultConfig())},
 		{"analyzer", ptr(analyzer.DefaultConfig())},
@@ -72,6 +73,9 @@ func (c *configCheckCmd) Run(s *streams) error {
 	}
 	if err := errors.Join(problems...); err != nil {
 		return usage(err)
+	}
+	for _, w := range sources.Warnings() {
+		fmt.Fprintf(s.err, "warning: %s\n", w)
 	}
 	password := func(file, env string) string {
 		if file == "" && env == "" {

@@ -113,8 +113,17 @@ func TestConfigCheck(t *testing.T) {
 	if strings.Contains(stdout+stderr, "hunter") {
 		t.Error("a secret was printed")
 	}
+	open := filepath.Join(t.TempDir(), "open.yaml")
+	content := "sources:\n  hub:\n    kind: ghcr\n    registry: ghcr.io\n    auth: {none: true}\n"
+	if err := os.WriteFile(open, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr = tidewaiter(t, "", "config", "check", open)
+	if code != run.ExitOK || !strings.Contains(stderr, `warning: source "hub": anybody may send to it`) {
+		t.Errorf("a source that is open: exit code %d\n%s", code, stderr)
+	}
 	bad := filepath.Join(t.TempDir(), "bad.yaml")
-	content := "sources:\n  x:\n    kind: fax\n    registry: r.example.com\n    auth: {}\nintake:\n  listen: ''\nplanner:\n  attempts: -1\n"
+	content = "sources:\n  x:\n    kind: fax\n    registry: r.example.com\n    auth: {}\nintake:\n  listen: ''\nplanner:\n  attempts: -1\n"
 	if err := os.WriteFile(bad, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -31,19 +31,21 @@ func decodeArtifactory(req Request) ([]Event, error) {
 		return nil, fmt.Errorf("no field \"domain\" or \"event_type\": %w", ErrUnreadable)
 	}
 	d := in.Data
-	e := Event{Registry: in.Origin, Actor: in.Source}
 	image := d.ImageName
 	if rest, ok := strings.CutSuffix(d.Path, "/"+d.Tag+"/"+d.Name); ok && d.Tag != "" && rest != "" {
 		image = rest // image_name may be the last part of it alone
 	}
-	if in.Domain != "docker" {
-		if parts := strings.Split(d.Path, "/"); len(parts) > 2 {
-			image = strings.Join(parts[:len(parts)-2], "/")
-		}
-		e.Repository = d.RepoKey + "/" + image
+	if parts := strings.Split(d.Path, "/"); in.Domain != "docker" && len(parts) > 2 {
+		image = strings.Join(parts[:len(parts)-2], "/")
+	}
+	e, ours := req.place(Event{Actor: in.Source}, MappingPath, in.Origin, d.RepoKey, image)
+	switch {
+	case !ours:
+		return []Event{e.finish(req, req.Body)}, nil
+	case in.Domain != "docker":
 		return []Event{e.ignored(fmt.Sprintf("domain %q: subscribe to the Docker events", clean(in.Domain, 32))).finish(req, req.Body)}, nil
 	}
-	e.Repository, e.Tag = d.RepoKey+"/"+image, d.Tag
+	e.Tag = d.Tag
 	if d.Name == "manifest.json" || d.Name == "list.manifest.json" {
 		e.Digest = "sha256:" + d.SHA256
 	}

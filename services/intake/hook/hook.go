@@ -57,6 +57,42 @@ type Request struct {
 	Registry string
 	// Mapper reads bodies of the kind "generic"; other kinds do without.
 	Mapper *Mapper
+	// PathMapping says how a registry that has repositories of its own shows them
+	// to container clients: one of the Mapping constants; empty: the kind's own.
+	PathMapping string
+	// RepositoryKey is the one of those repositories that the source is about;
+	// empty: all of them.
+	RepositoryKey string
+}
+
+// The ways in which Artifactory and Nexus show the repositories that they have
+// to container clients, by the names that Artifactory has for them.
+const (
+	MappingPath      = "repo-path" // host/key/image
+	MappingSubdomain = "subdomain" // key.host/image
+	MappingPort      = "port"      // host:port/image, a port for each
+)
+
+// place fills in registry and repository of an image that stands in the
+// repository key of the registry at host, which may be empty. It returns false
+// for an event about another repository than the source is.
+func (req Request) place(e Event, mapping, host, key, image string) (Event, bool) {
+	if req.PathMapping != "" {
+		mapping = req.PathMapping
+	}
+	e.Registry, e.Repository = hostOf(host), image
+	switch {
+	case mapping == MappingPath:
+		e.Repository = key + "/" + image
+	case mapping == MappingSubdomain && e.Registry != "":
+		e.Registry = key + "." + e.Registry
+	default:
+		e.Registry = "" // its port is not said
+	}
+	if req.RepositoryKey != "" && key != req.RepositoryKey {
+		return e.ignored(fmt.Sprintf("it is about the repository %q, the source about %q", clean(key, 64), req.RepositoryKey)), false
+	}
+	return e, true
 }
 
 // Event is one event of a body. A field that the payload does not say, or says

@@ -32,6 +32,9 @@ type Kind struct {
 	// SecretHeader is the header into which senders of the kind can be told to
 	// put the agreed secret as it stands, in the place of a signature.
 	SecretHeader string
+	// PathMappings are the values that Request.PathMapping may have; none for a
+	// kind whose registries have no repositories of their own.
+	PathMappings []string
 
 	decode    func(Request) ([]Event, error)
 	signed    func(Request) []byte             // nil: the body
@@ -96,13 +99,15 @@ func Kinds() []Kind {
 			Name: "artifactory", Says: Says{Registry: true, Tag: true, Digest: true, Actor: true},
 			Signatures:   []Signature{{Header: "X-Jfrog-Event-Auth", Algorithm: "sha256"}},
 			SecretHeader: "X-Jfrog-Event-Auth",
+			PathMappings: []string{MappingPath, MappingSubdomain, MappingPort},
 			decode:       decodeArtifactory,
 		},
 		// Sonatype Nexus Repository 3.
 		{
 			Name: "nexus", Says: Says{Tag: true, Actor: true, Time: true, DeliveryID: true},
-			Signatures: []Signature{{Header: "X-Nexus-Webhook-Signature", Algorithm: "sha1"}},
-			decode:     decodeNexus,
+			Signatures:   []Signature{{Header: "X-Nexus-Webhook-Signature", Algorithm: "sha1"}},
+			PathMappings: []string{MappingPort, MappingSubdomain, MappingPath},
+			decode:       decodeNexus,
 		},
 		{
 			Name: "cloudsmith", Says: Says{Registry: true, Tag: true, Digest: true, Actor: true, Time: true, DeliveryID: true},

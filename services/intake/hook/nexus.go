@@ -48,13 +48,18 @@ func decodeNexus(req Request) ([]Event, error) {
 	case part.Format != "docker":
 		return []Event{e.ignored(fmt.Sprintf("a %s of format %q", what, clean(part.Format, 32))).finish(req, req.Body)}, nil
 	}
-	e.Repository, e.Tag = part.Name, part.Version
+	image, tag := part.Name, part.Version
 	if in.Component == nil {
 		var ok bool
-		if e.Repository, e.Tag, ok = nexusManifest(part.Name); !ok {
+		if image, tag, ok = nexusManifest(part.Name); !ok {
 			return []Event{e.ignored("an asset that is no manifest").finish(req, req.Body)}, nil
 		}
 	}
+	e, ours := req.place(e, MappingPort, "", in.Repository, image)
+	if !ours {
+		return []Event{e.finish(req, req.Body)}, nil
+	}
+	e.Tag = tag
 	switch in.Action {
 	case "CREATED", "UPDATED":
 		e.Action, e.Reason = Push, fmt.Sprintf("a %s was %s", what, strings.ToLower(in.Action))
