@@ -55,18 +55,9 @@ func newClient(o Options, vendor string) (*client, error) {
 		ForceAttemptHTTP2:     true,
 	}
 	if o.CAFile != "" {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
+		if transport.TLSClientConfig, err = trusting(o.CAFile); err != nil {
+			return nil, err
 		}
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read caFile: %w: %w", err, ErrConfig)
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("caFile %s holds no PEM certificate: %w", o.CAFile, ErrConfig)
-		}
-		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
 	}
 	return &client{
 		base: u, wait: o.Wait, now: o.Now,
@@ -76,6 +67,22 @@ func newClient(o Options, vendor string) (*client, error) {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}, nil
+}
+
+// trusting also trusts the authorities in a PEM file.
+func trusting(caFile string) (*tls.Config, error) {
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	pem, err := os.ReadFile(caFile) //nolint:gosec // a file that the configuration names
+	if err != nil {
+		return nil, fmt.Errorf("read caFile: %w: %w", err, ErrConfig)
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("caFile %s holds no PEM certificate: %w", caFile, ErrConfig)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}, nil
 }
 
 // base reads the address of an API: https, or http on this machine.

@@ -135,6 +135,13 @@ var rules = map[string]struct {
 
 var listers = map[string]func(Options) (Lister, error){
 	Distribution: newDistribution,
+	Harbor:       newHarbor,
+	GHCR:         newGHCR,
+	GitLab:       newGitLab,
+	Quay:         newQuay,
+	ECR:          newECR,
+	GAR:          newGAR,
+	DockerHub:    newDockerHub,
 }
 
 // named leaves out what cannot be the name of a repository: nothing of that
