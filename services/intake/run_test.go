@@ -75,6 +75,7 @@ func runService(t testing.TB, sources map[string]any) *rig {
 		}
 	})
 	r := &rig{servers: servers, kafka: cfg.Kafka.Config}
+	r.kafka.Password = servers.KafkaPassword // Env reads it of the file at every connection
 	select {
 	case a := <-addr:
 		r.url = "http://" + a
