@@ -81,7 +81,7 @@ func (in *harborCall) classify(e Event) Event {
 		return e
 	case "PULL_ARTIFACT", "harbor.artifact.pulled", "pullImage":
 		return e.ignored("pull: nothing changed")
-	case "uploadChart":
+	case "UPLOAD_CHART", "uploadChart":
 		return e.notAnImage("a chart was uploaded to Harbor's chart museum")
 	case "REPLICATION", "harbor.replication.status.changed":
 		return e.ignored("the state of a replication: what it brings is also told as pushes")

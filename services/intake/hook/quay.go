@@ -3,6 +3,9 @@ package hook
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 )
 
 // quayCall is the body of Quay's notifications (docs.quay.io, "Repository
@@ -25,8 +28,8 @@ func decodeQuay(req Request) ([]Event, error) {
 	if in.UpdatedTags == nil {
 		return []Event{e.ignored("no field updated_tags: not a push").finish(req, req.Body)}, nil
 	}
-	var tags []string
-	if err := decodeJSON(in.UpdatedTags, &tags); err != nil {
+	tags, err := quayTags(in.UpdatedTags)
+	if err != nil {
 		return nil, fmt.Errorf("updated_tags: %w", err)
 	}
 	switch {
@@ -43,4 +46,19 @@ func decodeQuay(req Request) ([]Event, error) {
 		events = append(events, one.finish(req, req.Body))
 	}
 	return events, nil
+}
+
+// quayTags reads a list of tags, or what old versions sent: an object of image
+// ids by tag.
+func quayTags(raw []byte) ([]string, error) {
+	if strings.HasPrefix(strings.TrimSpace(string(raw)), "{") {
+		var ids map[string]string
+		if err := decodeJSON(raw, &ids); err != nil {
+			return nil, err
+		}
+		return slices.Sorted(maps.Keys(ids)), nil
+	}
+	var tags []string
+	err := decodeJSON(raw, &tags)
+	return tags, err
 }
