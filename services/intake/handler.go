@@ -91,8 +91,9 @@ func (s *Intake) finish(r *http.Request, o outcome) {
 		return
 	}
 	if o.err != nil {
-		o.trouble = bus.Redact(o.err.Error())
+		o.trouble = o.err.Error()
 	}
+	o.trouble = bus.Redact(o.trouble)
 	s.record(o.delivery)
 }
 
@@ -170,7 +171,7 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 		o.deliveryID = events[0].DeliveryID
 	}
 	var out []event.Event
-	var troubles []string
+	var troubles, left []string
 	repeated := map[string]int{}
 	for _, e := range events {
 		index := repeated[e.DeliveryID]
@@ -189,7 +190,9 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 			o.ignored++
 			s.count(src, "ignored")
 			continue
-		case !src.covers(e.Repository):
+		}
+		if why := src.scoped(&e); why != "" {
+			left = append(left, why)
 			o.filtered++
 			s.count(src, "filtered")
 			continue
@@ -224,10 +227,9 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 		s.count(src, strings.TrimSuffix(strings.TrimPrefix(ev.Type(), contracts.TypePrefix+"image."), ".v1"))
 	}
 	o.published = len(out)
+	o.trouble = few(left)
 	if len(troubles) > 0 {
-		slices.Sort(troubles)
-		troubles = slices.Compact(troubles)
-		o.err = errors.New(strings.Join(troubles[:min(len(troubles), 5)], "; "))
+		o.err = errors.New(few(troubles))
 		return s.bury(ctx, src, req.Header, req.Body, reasonIncomplete, o.err.Error(), o)
 	}
 	o.status = http.StatusAccepted
@@ -242,6 +244,32 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 		o.reason = reasonIgnored
 	}
 	return o
+}
+
+// scoped brings an event's repository into the form that the registry knows it
+// by. It returns why the source leaves the event out, "" if it does not.
+func (src *source) scoped(e *hook.Event) string {
+	mapped, ok := src.Rewrite.Map(e.Repository)
+	if !ok {
+		return "the source's rewrite leaves out repository " + e.Repository
+	}
+	e.Repository = mapped
+	decide := func() (string, error) { return src.rules.Push(e.Registry, e.Repository, e.Tag) }
+	if e.Action == hook.Delete {
+		decide = func() (string, error) { return src.rules.Delete(e.Registry, e.Repository) }
+	}
+	left, err := decide()
+	if err != nil {
+		return err.Error()
+	}
+	return left
+}
+
+// few joins the first five different texts.
+func few(texts []string) string {
+	slices.Sort(texts)
+	texts = slices.Compact(texts)
+	return strings.Join(texts[:min(len(texts), 5)], "; ")
 }
 
 func (s *Intake) count(src *source, outcome string) {

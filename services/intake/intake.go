@@ -17,6 +17,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/run"
 	"github.com/tidewaiter/tidewaiter/libs/store"
 	"github.com/tidewaiter/tidewaiter/services/intake/hook"
+	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 )
 
 // Name of the service.
@@ -84,6 +85,7 @@ type source struct {
 	id       string
 	kind     hook.Kind
 	mapper   *hook.Mapper // of kind generic
+	rules    *scope.Rules
 	verifier *verifier
 	quota    *rate.Limiter
 }
@@ -120,6 +122,10 @@ func New(cfg Config, sources Sources, out Publisher, log *slog.Logger, reg prome
 		if err != nil {
 			return nil, fmt.Errorf("source %q: auth: %w", id, err)
 		}
+		rules, err := c.Rules()
+		if err != nil {
+			return nil, fmt.Errorf("source %q: %w", id, err)
+		}
 		limit := rate.Inf
 		if c.Quota > 0 {
 			limit = rate.Limit(float64(c.Quota) / 60)
@@ -130,7 +136,9 @@ func New(cfg Config, sources Sources, out Publisher, log *slog.Logger, reg prome
 				return nil, fmt.Errorf("source %q: %w", id, err)
 			}
 		}
-		s.sources[id] = &source{Source: c, id: id, kind: kind, mapper: mapper, verifier: v, quota: rate.NewLimiter(limit, max(c.Quota, 1))}
+		s.sources[id] = &source{
+			Source: c, id: id, kind: kind, mapper: mapper, rules: rules, verifier: v, quota: rate.NewLimiter(limit, max(c.Quota, 1)),
+		}
 	}
 	if cfg.Admin != nil {
 		secret, err := newSecret(cfg.Admin.TokenFile, cfg.Admin.TokenEnv, log)

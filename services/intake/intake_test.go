@@ -31,6 +31,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/services/intake/hook"
+	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -427,6 +428,9 @@ func TestValidate(t *testing.T) {
 		}, "no payload names the port"},
 		"subdomain without a key": {func(s *Source) { s.Kind, s.PathMapping = "artifactory", "subdomain" }, "repositoryKey is missing"},
 		"header without name":     {func(s *Source) { s.Auth = Auth{Header: &HeaderAuth{ValueEnv: "X"}} }, "auth.header.name"},
+		"bad glob":                {func(s *Source) { s.Tags.Include = []string{"{"} }, "tags: glob"},
+		"bad platform":            {func(s *Source) { s.Platforms = []string{"linux"} }, `platform "linux"`},
+		"bad rewrite":             {func(s *Source) { s.Rewrite.StripPrefix = "/x" }, "rewrite.stripPrefix"},
 	} {
 		s := ok
 		c.change(&s)
@@ -434,8 +438,10 @@ func TestValidate(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
 	}
-	if err := (Sources{"Not/ok": ok}).Validate(); err == nil {
-		t.Error("an id with a slash is accepted")
+	for _, id := range []string{"Not/ok", "unknown", "submit", "catalog"} {
+		if err := (Sources{id: ok}).Validate(); err == nil {
+			t.Errorf("id %q is accepted", id)
+		}
 	}
 	if err := DefaultConfig().Validate(); err != nil {
 		t.Error(err)
@@ -704,6 +710,53 @@ func TestPaths(t *testing.T) {
 	}
 	if want := []string{"team-a/api", "team-a", "shared/base", "shared/base/x"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// TestFilters: what a source leaves out goes no further, and the log says why.
+func TestFilters(t *testing.T) {
+	src := openSource()
+	src.Repositories = scope.Filter{Include: []string{"team/**"}, Exclude: []string{"team/scratch/*"}}
+	src.Tags = scope.Filter{Exclude: []string{"dev-*"}}
+	src.Rewrite = scope.Rewrite{StripPrefix: "docker-local/", AddPrefix: "team/"}
+	s, m := start(t, src)
+	var got delivery
+	s.record = func(d delivery) { got = d }
+	for i, c := range []struct{ repository, tag, want, trouble string }{
+		{"docker-local/app", "v1", "team/app", ""},
+		{"docker-local/app", "dev-1", "", "leaves out tag dev-1 (exclude: dev-*)"},
+		{"docker-local/scratch/x", "v1", "", "leaves out repository team/scratch/x"},
+		{"docker-remote/app", "v1", "", "rewrite leaves out repository docker-remote/app"},
+		{"docker-local/app", testSigTag, "team/app", ""},
+	} {
+		m.events, got = nil, delivery{}
+		if w := call(s, http.MethodPost, "/hooks/s", nil, push(fmt.Sprint(i), c.repository, c.tag)); w.Code != http.StatusAccepted {
+			t.Errorf("%+v: got %d", c, w.Code)
+		}
+		published, reason := "", reasonFiltered
+		if c.want != "" {
+			reason = reasonStored
+		}
+		for _, p := range m.pushes(t) {
+			published = p.Repository
+		}
+		if published != c.want || got.reason != reason || !strings.Contains(got.trouble, c.trouble) || (got.filtered == 0) != (c.want != "") {
+			t.Errorf("%+v: got %q, %+v", c, published, got)
+		}
+	}
+	// one of two events is left out: the delivery is stored, and says what it left out
+	one := func(tag string) string {
+		return `{"id":"x` + tag + `","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":"docker-local/app","tag":"` + tag + `"}}`
+	}
+	call(s, http.MethodPost, "/hooks/s", nil, []byte(`{"events":[`+one("v2")+`,`+one("dev-2")+`]}`))
+	if got.reason != reasonStored || got.published != 1 || got.filtered != 1 || !strings.Contains(got.trouble, "dev-2") {
+		t.Errorf("got %+v", got)
+	}
+	// a deletion may be of what was wanted before
+	m.events = nil
+	call(s, http.MethodPost, "/hooks/s", nil, []byte(`{"events":[{"id":"d","action":"delete","target":{"repository":"docker-local/app","tag":"dev-1"}}]}`))
+	if d := m.deletes(t); len(d) != 1 || d[0].Repository != "team/app" || d[0].Tag != "dev-1" {
+		t.Errorf("got %+v", d)
 	}
 }
 

@@ -33,7 +33,8 @@ func TestReadme(t *testing.T) {
 		t.Error(err)
 	}
 	for _, setting := range []string{
-		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "paths", "auth", "lane", "quota", "origins", "sweep",
+		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "paths", "repositories", "tags", "platforms", "rewrite",
+		"auth", "lane", "quota", "origins", "sweep",
 		"mapping", "events", "action", "repository", "tag", "digest", "id", "time",
 	} {
 		if !strings.Contains(text, " "+setting+":") {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/services/intake/hook"
+	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 )
 
 // Sources are the configured senders by id, the section "sources" of the
@@ -36,7 +37,15 @@ type Source struct {
 	// Paths bounds the repositories: each is a repository or the path above some.
 	// Empty: all of the registry.
 	Paths []string `yaml:"paths"`
-	Auth  Auth     `yaml:"auth"`
+	// Repositories and Tags leave out what is not to be scanned.
+	Repositories scope.Filter `yaml:"repositories"`
+	Tags         scope.Filter `yaml:"tags"`
+	// Platforms are the parts of an index that are scanned, os/architecture[/variant].
+	// Empty: as planner is configured.
+	Platforms []string `yaml:"platforms"`
+	// Rewrite turns the repositories of payloads into those in the registry.
+	Rewrite scope.Rewrite `yaml:"rewrite"`
+	Auth    Auth          `yaml:"auth"`
 	// Mapping reads the bodies of the kind "generic", which alone has one.
 	Mapping *hook.Mapping `yaml:"mapping"`
 	// Lane of its pushes: "fresh" (default) or "bulk".
@@ -114,6 +123,10 @@ type QueryAuth struct {
 // generic is the kind whose sources say themselves how they are read.
 const generic = "generic"
 
+// reservedIDs are not for sources: planner lets our own services speak of every
+// registry, and the delivery log has names for calls to no source.
+var reservedIDs = []string{"submit", "catalog", "sweeper", "gatekeeper", "demo", sourceUnknown}
+
 var sourceID = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 // Validate returns everything that is wrong with the sources.
@@ -122,6 +135,9 @@ func (s Sources) Validate() error {
 	for _, id := range slices.Sorted(maps.Keys(s)) {
 		if !sourceID.MatchString(id) {
 			problems = append(problems, fmt.Errorf("source %q: an id is made of a-z, 0-9, \".\", \"_\" and \"-\", at most 63", id))
+		}
+		if slices.Contains(reservedIDs, id) {
+			problems = append(problems, fmt.Errorf("source %q: this id is Tidewaiter's own, take another", id))
 		}
 		if err := s[id].validate(); err != nil {
 			problems = append(problems, fmt.Errorf("source %q: %w", id, err))
@@ -153,11 +169,10 @@ func (s Source) validate() error {
 		add("kind %q never names its registry: set registry in the place of anyRegistry", s.Kind)
 	}
 	problems = append(problems, s.validateMapping(kind))
-	for _, p := range s.Paths {
-		if !contracts.ValidRepository(strings.TrimSuffix(p, "/")) {
-			add("path %q is not a repository or the path above some", p)
-		}
+	if _, err := s.Rules(); err != nil {
+		problems = append(problems, err)
 	}
+	problems = append(problems, s.Rewrite.Validate())
 	if s.Lane != "" && s.Lane != contracts.LaneFresh && s.Lane != contracts.LaneBulk {
 		add("lane %q is neither fresh nor bulk", s.Lane)
 	}
@@ -284,17 +299,12 @@ var parameterName = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
 
 func headerName(s string) bool { return headerPattern.MatchString(s) }
 
-// Covers says whether a repository is within the source's paths.
-func (s Source) Covers(repository string) bool { return s.covers(repository) }
-
-// covers says whether a repository is within the source's paths.
-func (s Source) covers(repository string) bool {
-	if len(s.Paths) == 0 {
-		return true
-	}
-	return slices.ContainsFunc(s.Paths, func(p string) bool {
-		p = strings.TrimSuffix(p, "/")
-		return repository == p || strings.HasPrefix(repository, p+"/")
+// Rules returns what decides whether a push through this source is wanted, for
+// all who find pushes.
+func (s Source) Rules() (*scope.Rules, error) {
+	return scope.Compile(scope.Scope{
+		Registry: s.Registry, AnyRegistry: s.AnyRegistry, Paths: s.Paths,
+		Repositories: s.Repositories, Tags: s.Tags, Platforms: s.Platforms,
 	})
 }
 

@@ -8,27 +8,43 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 )
 
-func TestBindings(t *testing.T) {
+func TestScopes(t *testing.T) {
 	var raw map[string]any
 	err := yaml.Unmarshal([]byte(`
 hub: {kind: distribution, registry: "registry.example:5000", paths: [team, other/app], auth: {none: true}}
 one: {kind: cloudevents, anyRegistry: true}
+few: {registry: r.example, repositories: {include: ["team/**"]}, tags: {exclude: ["dev-*"]}, platforms: [linux/arm64], rewrite: {addPrefix: "p/"}}
 odd: {registry: r.example, paths: [1]}
-bad: text
 `), &raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]Source{
+	want := map[string]scope.Scope{
 		"hub": {Registry: "registry.example:5000", Paths: []string{"team", "other/app"}},
 		"one": {AnyRegistry: true},
+		"few": {
+			Registry: "r.example", Repositories: scope.Filter{Include: []string{"team/**"}}, Tags: scope.Filter{Exclude: []string{"dev-*"}},
+			Platforms: []string{"linux/arm64"},
+		},
 		"odd": {Registry: "r.example", Paths: []string{"1"}},
-		"bad": {},
 	}
-	if got := bindings(raw); !reflect.DeepEqual(got, want) {
-		t.Errorf("%+v", got)
+	if got, err := scopes(raw); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	// what cannot be read does not open a source
+	for name, v := range map[string]any{
+		"text": "x", "registry": map[string]any{"registry": []int{1}}, "paths": map[string]any{"paths": map[string]int{"a": 1}},
+		"tags": map[string]any{"tags": "v1"},
+	} {
+		if got, err := scopes(map[string]any{"s": v}); !errors.Is(err, run.ErrConfig) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	if _, err := New(DefaultConfig(), map[string]scope.Scope{"s": {Tags: scope.Filter{Include: []string{"{"}}}}, nil, nil); err == nil {
+		t.Error("a bad glob is accepted")
 	}
 }
 
@@ -49,8 +65,9 @@ sources: {hub: {kind: distribution, registry: "r.example", auth: {none: true}}}
 		t.Fatal(err)
 	}
 	want := Config{Platforms: []string{"linux/amd64"}, SourcePlatforms: map[string][]string{"hub": {"linux/arm64"}}, Attempts: DefaultAttempts}
-	if !reflect.DeepEqual(cfg, want) || bindings(raw)["hub"].Registry != "r.example" {
-		t.Errorf("%+v, %+v", cfg, bindings(raw))
+	got, err := scopes(raw)
+	if err != nil || !reflect.DeepEqual(cfg, want) || got["hub"].Registry != "r.example" {
+		t.Errorf("%+v, %+v, %v", cfg, got, err)
 	}
 	bad, err := run.Parse("file", []byte("planner: {platform: [x]}"), none)
 	if err != nil {

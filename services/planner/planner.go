@@ -8,18 +8,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/goccy/go-yaml"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/registry"
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 	"github.com/tidewaiter/tidewaiter/services/planner/plan"
 )
 
@@ -30,14 +31,15 @@ const service = "planner"
 const DefaultAttempts = 100
 
 // ErrSource is returned for an event about an image that its source may not speak of.
-var ErrSource = errors.New("source may not speak of this image")
+var ErrSource = scope.ErrOutside
 
 // Config is the section "planner".
 type Config struct {
 	// Platforms are the parts of an index that are scanned, os/architecture[/variant];
 	// others are gaps. Empty: all.
 	Platforms []string `yaml:"platforms"`
-	// SourcePlatforms replaces Platforms for single sources, by their id.
+	// SourcePlatforms replaces Platforms for single sources, by their id. It goes
+	// before the platforms in the section "sources".
 	SourcePlatforms map[string][]string `yaml:"sourcePlatforms"`
 	// Attempts is how often a registry that is throttled or down is asked
 	// before an event goes to the dead letters; default DefaultAttempts.
@@ -49,8 +51,6 @@ type Config struct {
 // DefaultConfig returns the configuration before any file is read.
 func DefaultConfig() Config { return Config{Attempts: DefaultAttempts} }
 
-var platformPattern = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$`)
-
 // Validate returns everything that is wrong with c.
 func (c Config) Validate() error {
 	var problems []error
@@ -59,7 +59,7 @@ func (c Config) Validate() error {
 		lists = append(lists, l)
 	}
 	for _, p := range slices.Concat(lists...) {
-		if !platformPattern.MatchString(p) {
+		if !scope.ValidPlatform(p) {
 			problems = append(problems, fmt.Errorf("platform %q is not os/architecture[/variant]", p))
 		}
 	}
@@ -70,14 +70,6 @@ func (c Config) Validate() error {
 		problems = append(problems, fmt.Errorf("concurrency is %d", c.Concurrency))
 	}
 	return errors.Join(problems...)
-}
-
-// Source is what a configured source (an entry of the section "sources", by
-// id) is bound to.
-type Source struct {
-	Registry    string   // host[:port]
-	AnyRegistry bool     // any configured registry
-	Paths       []string // repositories, or paths above some; empty: all
 }
 
 // internal are the sources that are services of our own, or a user at the
@@ -93,17 +85,26 @@ type Registry interface {
 // Planner handles image.pushed and image.deleted.
 type Planner struct {
 	cfg     Config
-	sources map[string]Source
+	sources map[string]*scope.Rules
 	reg     Registry
 	log     *slog.Logger
 }
 
-// New returns a planner that reads through reg.
-func New(cfg Config, sources map[string]Source, reg Registry, log *slog.Logger) (*Planner, error) {
+// New returns a planner that reads through reg. sources are what the configured
+// sources are about, by id.
+func New(cfg Config, sources map[string]scope.Scope, reg Registry, log *slog.Logger) (*Planner, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("planner: %w", err)
 	}
-	return &Planner{cfg: cfg, sources: sources, reg: reg, log: log}, nil
+	p := &Planner{cfg: cfg, sources: map[string]*scope.Rules{}, reg: reg, log: log}
+	for id, s := range sources {
+		rules, err := scope.Compile(s)
+		if err != nil {
+			return nil, fmt.Errorf("planner: source %q: %w", id, err)
+		}
+		p.sources[id] = rules
+	}
+	return p, nil
 }
 
 // Handle is a bus.Handler.
@@ -127,46 +128,39 @@ func (h hint) tagged() registry.Ref {
 	return registry.Ref{Registry: h.ref.Registry, Repository: h.ref.Repository, Tag: h.ref.Tag}
 }
 
-// check refuses what cannot be asked for, or not by this source.
-func (p *Planner) check(h hint) error {
+// check refuses what cannot be asked for, or not by this source. left says why
+// the source's filters leave out what may be asked for; deletions are left out
+// by their repository only.
+func (p *Planner) check(h hint, deletion bool) (left string, err error) {
 	r := h.ref
 	switch {
 	case !contracts.ValidRegistry(r.Registry):
-		return fmt.Errorf("registry %q is not host[:port]", r.Registry)
+		return "", fmt.Errorf("registry %q is not host[:port]", r.Registry)
 	case !contracts.ValidRepository(r.Repository):
-		return fmt.Errorf("repository %q is not a repository name", r.Repository)
+		return "", fmt.Errorf("repository %q is not a repository name", r.Repository)
 	case r.Tag != "" && !contracts.ValidTag(r.Tag):
-		return fmt.Errorf("tag %q is not a tag", r.Tag)
+		return "", fmt.Errorf("tag %q is not a tag", r.Tag)
 	case r.Digest != "" && !contracts.ValidDigest(r.Digest):
-		return fmt.Errorf("digest %q is not a sha256 digest", r.Digest)
+		return "", fmt.Errorf("digest %q is not a sha256 digest", r.Digest)
 	case r.Tag == "" && r.Digest == "":
-		return errors.New("there is neither a tag nor a digest")
+		return "", errors.New("there is neither a tag nor a digest")
 	}
 	if slices.Contains(internal, h.source) {
-		return nil
+		return "", nil
 	}
 	s, ok := p.sources[h.source]
 	if !ok {
-		return fmt.Errorf("source %q is not configured: %w", h.source, ErrSource)
+		return "", fmt.Errorf("source %q is not configured: %w", h.source, ErrSource)
 	}
-	if !s.AnyRegistry && !strings.EqualFold(s.Registry, r.Registry) {
-		return fmt.Errorf("source %q is bound to registry %s, the event names %s: %w", h.source, s.Registry, r.Registry, ErrSource)
+	if deletion {
+		left, err = s.Delete(r.Registry, r.Repository)
+	} else {
+		left, err = s.Push(r.Registry, r.Repository, r.Tag)
 	}
-	if !below(r.Repository, s.Paths) {
-		return fmt.Errorf("source %q is bound to paths that repository %s is not below: %w", h.source, r.Repository, ErrSource)
+	if err != nil {
+		return "", fmt.Errorf("source %q: %w", h.source, err)
 	}
-	return nil
-}
-
-// below says whether repository is one of paths or below one; no paths: yes.
-func below(repository string, paths []string) bool {
-	for _, path := range paths {
-		path = strings.TrimSuffix(path, "/")
-		if repository == path || strings.HasPrefix(repository, path+"/") {
-			return true
-		}
-	}
-	return len(paths) == 0
+	return left, nil
 }
 
 func (p *Planner) pushed(ctx context.Context, in event.Event) ([]event.Event, error) {
@@ -177,7 +171,8 @@ func (p *Planner) pushed(ctx context.Context, in event.Event) ([]event.Event, er
 	h := hint{source: data.Source, ref: registry.Ref{
 		Registry: data.Registry, Repository: data.Repository, Tag: data.Tag, Digest: data.Digest,
 	}}
-	if err := p.check(h); err != nil {
+	left, err := p.check(h, false)
+	if err != nil {
 		return nil, bus.Permanent(fmt.Errorf("%s: %w", in.Subject(), err))
 	}
 	out := &events{}
@@ -192,6 +187,10 @@ func (p *Planner) pushed(ctx context.Context, in event.Event) ([]event.Event, er
 		}
 		h.ref.Digest = at
 	}
+	if left != "" {
+		p.emit(ctx, h, plan.Filtered(h.ref, left), out)
+		return out.list, out.err
+	}
 	res, err := plan.Image(ctx, p.reg, h.ref, plan.WithPlatforms(p.platforms(h.source)...))
 	if err != nil {
 		return nil, p.outcome(ctx, err)
@@ -203,6 +202,9 @@ func (p *Planner) pushed(ctx context.Context, in event.Event) ([]event.Event, er
 func (p *Planner) platforms(source string) []string {
 	if own, ok := p.cfg.SourcePlatforms[source]; ok {
 		return own
+	}
+	if s, ok := p.sources[source]; ok && len(s.Platforms) > 0 {
+		return s.Platforms
 	}
 	return p.cfg.Platforms
 }
@@ -267,8 +269,13 @@ func (p *Planner) deleted(ctx context.Context, in event.Event) ([]event.Event, e
 	h := hint{source: data.Source, ref: registry.Ref{
 		Registry: data.Registry, Repository: data.Repository, Tag: data.Tag, Digest: data.Digest,
 	}}
-	if err := p.check(h); err != nil {
+	left, err := p.check(h, true)
+	if err != nil {
 		return nil, bus.Permanent(fmt.Errorf("%s: %w", in.Subject(), err))
+	}
+	if left != "" {
+		p.log.InfoContext(ctx, "deletion of what is not wanted", "image", h.ref.String(), "source", h.source, "reason", left)
+		return nil, nil
 	}
 	out := &events{}
 	if _, err := p.observe(ctx, h, out); err != nil {
@@ -332,7 +339,7 @@ func (p *Planner) Dead(in event.Event, reason error) []event.Event {
 	h := hint{source: data.Source, ref: registry.Ref{
 		Registry: data.Registry, Repository: data.Repository, Tag: data.Tag, Digest: data.Digest,
 	}}
-	if p.check(h) != nil {
+	if _, err := p.check(h, false); err != nil {
 		return nil
 	}
 	message := reason.Error()
@@ -396,7 +403,11 @@ func Run(ctx context.Context, env *run.Env) error {
 	if err != nil {
 		return err
 	}
-	p, err := New(cfg, bindings(raw), reg, env.Log)
+	sources, err := scopes(raw)
+	if err != nil {
+		return err
+	}
+	p, err := New(cfg, sources, reg, env.Log)
 	if err != nil {
 		return err
 	}
@@ -412,21 +423,16 @@ func Run(ctx context.Context, env *run.Env) error {
 	})
 }
 
-// bindings reads of the section "sources" what planner needs; intake, whose
+// scopes reads of the section "sources" what planner needs; intake, whose
 // section it is, reads and checks all of it.
-func bindings(raw map[string]any) map[string]Source {
-	out := make(map[string]Source, len(raw))
-	for id, v := range raw {
-		fields, _ := v.(map[string]any)
-		var s Source
-		s.Registry, _ = fields["registry"].(string)
-		s.AnyRegistry, _ = fields["anyRegistry"].(bool)
-		paths, _ := fields["paths"].([]any)
-		for _, p := range paths {
-			// What is not text matches no repository, and does not open all of them.
-			s.Paths = append(s.Paths, fmt.Sprint(p))
-		}
-		out[id] = s
+func scopes(raw map[string]any) (map[string]scope.Scope, error) {
+	text, err := yaml.Marshal(raw)
+	if err != nil {
+		return nil, fmt.Errorf("section \"sources\": %s: %w", yaml.FormatError(err, false, false), run.ErrConfig)
 	}
-	return out
+	out := map[string]scope.Scope{}
+	if err := yaml.Unmarshal(text, &out); err != nil {
+		return nil, fmt.Errorf("section \"sources\": %s: %w", yaml.FormatError(err, false, false), run.ErrConfig)
+	}
+	return out, nil
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 	"github.com/tidewaiter/tidewaiter/services/planner"
 )
 
@@ -75,11 +76,15 @@ func newWorld(t *testing.T) *world {
 			t.Errorf("close: %v", err)
 		}
 	})
-	w.planner, err = planner.New(planner.DefaultConfig(), map[string]planner.Source{
+	w.planner, err = planner.New(planner.DefaultConfig(), map[string]scope.Scope{
 		"hub":  {Registry: w.host},
 		"team": {Registry: w.host, Paths: []string{"team/", "one"}},
 		"far":  {Registry: "registry.example"},
 		"any":  {AnyRegistry: true},
+		"few": {
+			Registry: w.host, Repositories: scope.Filter{Exclude: []string{"scratch/**"}}, Tags: scope.Filter{Include: []string{"v*"}},
+			Platforms: []string{"linux/arm64"},
+		},
 	}, c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -137,8 +142,12 @@ func (w *world) pushed(source, repository, tag, digest string) event.Event {
 }
 
 func (w *world) deleted(repository, tag, digest string) event.Event {
+	return w.deletedBy("hub", repository, tag, digest)
+}
+
+func (w *world) deletedBy(source, repository, tag, digest string) event.Event {
 	return w.event(contracts.ImageDeletedV1, contracts.ImageDeleted{
-		Source: "hub", Registry: w.host, Repository: repository, Tag: tag, Digest: digest, ReceivedAt: time.Now(),
+		Source: source, Registry: w.host, Repository: repository, Tag: tag, Digest: digest, ReceivedAt: time.Now(),
 	})
 }
 
@@ -245,7 +254,7 @@ func TestPushedIndex(t *testing.T) {
 
 	cfg := planner.DefaultConfig()
 	cfg.SourcePlatforms = map[string][]string{"hub": {"linux/arm64"}}
-	p, err := planner.New(cfg, map[string]planner.Source{"hub": {Registry: w.host}}, w.client, slog.New(slog.DiscardHandler))
+	p, err := planner.New(cfg, map[string]scope.Scope{"hub": {Registry: w.host}}, w.client, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -449,3 +458,57 @@ func TestConfig(t *testing.T) {
 		}
 	}
 }
+
+// TestFilters: what the source leaves out reaches an end without being scanned,
+// and what its platforms leave out is a gap.
+func TestFilters(t *testing.T) {
+	w := newWorld(t)
+	d := w.image("app", "v1", "amd64", "layer")
+	w.image("app", "dev", "amd64", "layer")
+	scratch := w.image("scratch/app", "v1", "amd64", "layer")
+	repo := w.host + "/app"
+	unsupported := func(repository, digest string) string {
+		return fmt.Sprintf("image.unsupported.v1 %s/%s@%s %s", w.host, repository, digest, digest)
+	}
+	observed := func(repository, tag string) string {
+		return fmt.Sprintf("tag.observed.v1 %[1]s/%[2]s:%[3]s %[1]s/%[2]s", w.host, repository, tag)
+	}
+	digest := d.Digest.String()
+	w.expect(w.handle(w.pushed("few", "app", "v1", "")), observed("app", "v1"),
+		fmt.Sprintf("image.planned.v1 %s@%s %s", repo, digest, digest), fmt.Sprintf("layer.requested.v1 %[1]s %[1]s", digestOf("layer")))
+	w.expect(w.handle(w.pushed("few", "app", "dev", "")), observed("app", "dev"), unsupported("app", digest))
+	// what it is called may be told by another push
+	w.expect(w.handle(w.pushed("few", "app", "", digest)),
+		fmt.Sprintf("image.planned.v1 %s@%s %s", repo, digest, digest), fmt.Sprintf("layer.requested.v1 %[1]s %[1]s", digestOf("layer")))
+	out := w.handle(w.pushed("few", "scratch/app", "v1", scratch.Digest.String()))
+	w.expect(out, observed("scratch/app", "v1"), unsupported("scratch/app", scratch.Digest.String()))
+	if u := decode[contracts.ImageUnsupported](t, out[1]); u.Reason != "filtered" || u.Source != "few" || u.Tag != "v1" || !strings.Contains(u.Message, "scratch/**") {
+		t.Errorf("%+v", u)
+	}
+	// who may speak of every image is not bound by the filters of one source
+	if out := w.handle(w.pushed("submit", "app", "dev", "")); len(out) != 3 {
+		t.Errorf("submitted by hand: %q", names(t, out))
+	}
+	arm := w.image("app", "", "arm64", "arm")
+	index := w.put("app", "v2", ocispec.MediaTypeImageIndex, ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{d, arm},
+	})
+	out = w.handle(w.pushed("few", "app", "v2", index.Digest.String()))
+	var planned []string
+	for _, ev := range out {
+		if strings.HasSuffix(ev.Type(), contracts.ImagePlannedV1) {
+			planned = append(planned, decode[contracts.ImagePlanned](t, ev).Image.Digest)
+		}
+	}
+	if want := []string{index.Digest.String(), arm.Digest.String()}; !slices.Equal(planned, want) {
+		t.Errorf("planned %q, want %q: the source wants linux/arm64 alone", planned, want)
+	}
+
+	gone := digestOf("none")
+	if out := w.handle(w.deletedBy("few", "scratch/app", "", gone)); len(out) != 0 {
+		t.Errorf("a deletion in a repository that is left out: %q", names(t, out))
+	}
+	w.expect(w.handle(w.deletedBy("few", "app", "", gone)), fmt.Sprintf("image.gone.v1 %s@%s %s", repo, gone, gone))
+}
+
+func digestOf(s string) string { return digest.FromString(s).String() }

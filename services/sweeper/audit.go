@@ -28,7 +28,7 @@ func (s *Sweeper) statements(ctx context.Context, src *source, p *progress) erro
 		var send []event.Event
 		checked, unstated := 0, 0
 		for _, image := range images {
-			if !src.Covers(image.Repository) {
+			if !src.rules.Wanted(image.Repository) {
 				continue
 			}
 			lacking, err := s.lacking(ctx, src, image)
@@ -179,8 +179,8 @@ func (s *Sweeper) deleted(ctx context.Context, src *source, p *progress) error {
 // unseen says whether this sweep would have listed a tag if it were there: its
 // repository was listed as a whole, or is not there where it was before.
 func (s *Sweeper) unseen(ctx context.Context, src *source, p *progress, t catalog.RepositoryTag) (bool, error) {
-	if !src.Covers(t.Repository) {
-		return false, nil
+	if left, err := src.rules.Push(src.Registry, t.Repository, t.Tag); left != "" || err != nil {
+		return false, nil //nolint:nilerr // what the source is not about was not looked at
 	}
 	var sweep, listed int64
 	var failure string

@@ -291,7 +291,7 @@ func (s *Sweeper) repositories(ctx context.Context, src *source, p *progress) er
 			return fmt.Errorf("list repositories: page %d leads back: %w", p.Pages, errEndless)
 		}
 		seen[next] = true
-		page = slices.DeleteFunc(page, func(r list.Repository) bool { return !src.Covers(r.Name) })
+		page = slices.DeleteFunc(page, func(r list.Repository) bool { return !src.rules.Wanted(r.Name) })
 		was := *p
 		err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
 			*p = was
@@ -380,6 +380,10 @@ func (s *Sweeper) repository(ctx context.Context, src *source, p *progress, r *r
 			return fmt.Errorf("list tags of %s: page %d leads back: %w", r.Name, p.Pages, errEndless)
 		}
 		seen[next] = true
+		page = slices.DeleteFunc(page, func(t list.Tag) bool {
+			left, err := src.rules.Push(src.Registry, r.Name, t.Name)
+			return left != "" || err != nil
+		})
 		for tags := range slices.Chunk(page, chunk) {
 			if err := s.compare(ctx, src, p, r, tags); err != nil {
 				return err

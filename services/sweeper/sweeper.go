@@ -34,6 +34,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/store"
 	"github.com/tidewaiter/tidewaiter/services/catalog"
 	"github.com/tidewaiter/tidewaiter/services/intake"
+	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 	"github.com/tidewaiter/tidewaiter/services/sweeper/list"
 )
 
@@ -167,6 +168,7 @@ type Deps struct {
 // source is a source at work.
 type source struct {
 	intake.Source
+	rules  *scope.Rules // which of its pushes are wanted, as intake and planner decide it
 	id     string
 	sweep  intake.Sweep // with defaults
 	lister list.Lister
@@ -201,7 +203,11 @@ func New(cfg Config, sources intake.Sources, d Deps) (*Sweeper, error) {
 		if c.Sweep == nil {
 			continue
 		}
-		src := &source{Source: c, id: id, sweep: c.Sweep.Defaulted(), wake: make(chan struct{}, 1), pace: &pace{}}
+		rules, err := c.Rules()
+		if err != nil {
+			return nil, fmt.Errorf("source %q: %w: %w", id, err, run.ErrConfig)
+		}
+		src := &source{Source: c, rules: rules, id: id, sweep: c.Sweep.Defaulted(), wake: make(chan struct{}, 1), pace: &pace{}}
 		host := strings.ToLower(c.Registry)
 		limit := rate.Limit(src.sweep.Rate)
 		if budgets[host] == nil {
@@ -209,7 +215,6 @@ func New(cfg Config, sources intake.Sources, d Deps) (*Sweeper, error) {
 		}
 		src.budget = budgets[host]
 		src.budget.SetLimit(min(src.budget.Limit(), limit))
-		var err error
 		if src.lister, err = s.lister(src); err != nil {
 			return nil, fmt.Errorf("source %q: sweep: %w: %w", id, err, run.ErrConfig)
 		}

@@ -95,6 +95,12 @@ func Image(ctx context.Context, src Source, ref registry.Ref, options ...Option)
 	return res, nil
 }
 
+// Filtered is the Result for an image that its source leaves out, and why.
+func Filtered(ref registry.Ref, why string) Result {
+	image := contracts.Image{Registry: ref.Registry, Repository: ref.Repository, Digest: ref.Digest}
+	return Result{Image: image, Unsupported: &contracts.ImageUnsupported{Image: image, Reason: "filtered", Message: why}}
+}
+
 // no says why a manifest is not scanned.
 type no struct {
 	code string
