@@ -44,11 +44,20 @@ type verifier struct {
 	needBody bool
 	secret   *secret
 	scheme   string // for WWW-Authenticate
+	// outside checks a proof that was made with somebody else's key, instead of
+	// all that. It returns what is authentic of the body (nil: all of it), or
+	// errGreeted, errUnchecked, or in words of ours why the call is refused.
+	outside func(context.Context, offer) ([]byte, error)
 }
 
-// newVerifier reads the secrets that auth names.
-func newVerifier(auth Auth, kind hook.Kind, log *slog.Logger) (*verifier, error) {
+// newVerifier reads the secrets that auth names. Keys and certificates of others
+// are fetched through transport.
+func newVerifier(auth Auth, kind hook.Kind, transport http.RoundTripper, log *slog.Logger) (*verifier, error) {
 	switch {
+	case auth.OIDC != nil:
+		return newOIDC(*auth.OIDC, transport, log), nil
+	case auth.SNS != nil:
+		return newSNS(*auth.SNS, transport, log)
 	case auth.None:
 		return &verifier{open: true}, nil
 	case auth.Bearer != nil:
@@ -126,7 +135,18 @@ type offer struct {
 	signed []byte // what a signature covers
 }
 
-// verify says whether the call proves itself. A missing proof is a wrong one,
+// check says whether the call proves itself, as outside does.
+func (v *verifier) check(ctx context.Context, o offer) ([]byte, error) {
+	if v.outside != nil {
+		return v.outside(ctx, o)
+	}
+	if !v.verify(o) {
+		return nil, errors.New(v.trouble(o))
+	}
+	return nil, nil
+}
+
+// verify says whether the call proves itself with a secret. A missing proof is a wrong one,
 // and so is one that is there twice. All secrets are compared, each in
 // constant time.
 func (v *verifier) verify(o offer) bool {

@@ -101,8 +101,13 @@ func (s *Intake) finish(r *http.Request, o outcome) {
 func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, received time.Time) outcome {
 	var o outcome
 	offered := offer{header: r.Header, url: r.URL}
-	refuse := func() outcome {
-		o.status, o.reason, o.trouble = http.StatusUnauthorized, reasonRefused, src.verifier.trouble(offered)
+	refuse := func(why error) outcome {
+		o.status, o.reason, o.trouble = http.StatusUnauthorized, reasonRefused, why.Error()
+		if errors.Is(why, errUnchecked) {
+			// What the issuer or its network says may be anything: it is for the log.
+			o.status, o.reason, o.trouble, o.err = http.StatusServiceUnavailable, reasonUnchecked, errUnchecked.Error(), why
+			return o
+		}
 		if src.verifier.scheme != "" {
 			o.header = http.Header{"Www-Authenticate": {src.verifier.scheme + ` realm="hooks"`}}
 		}
@@ -112,8 +117,10 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 	if isPreflight && slices.Contains(src.Origins, preflight.Header.Get("WebHook-Allowed-Origin")) {
 		return o.greeted(preflight)
 	}
-	if !src.verifier.needBody && !src.verifier.verify(offered) {
-		return refuse()
+	if !src.verifier.needBody {
+		if _, err := src.verifier.check(r.Context(), offered); err != nil {
+			return refuse(err)
+		}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.cfg.MaxBody))
 	o.bytes = len(body)
@@ -132,8 +139,15 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 	}
 	if src.verifier.needBody {
 		offered.signed = src.kind.Signed(req)
-		if !src.verifier.verify(offered) {
-			return refuse()
+		authentic, err := src.verifier.check(r.Context(), offered)
+		switch {
+		case errors.Is(err, errGreeted):
+			o.known = true
+			return o.greeted(hook.Answer{Status: http.StatusOK})
+		case err != nil:
+			return refuse(err)
+		case authentic != nil: // what stands around it is not signed
+			req.Body = authentic
 		}
 	}
 	o.known = true

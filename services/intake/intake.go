@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
@@ -108,6 +109,21 @@ type Intake struct {
 
 // New returns a service for the given sources. Their secrets are read here.
 func New(cfg Config, sources Sources, out Publisher, log *slog.Logger, reg prometheus.Registerer) (*Intake, error) {
+	return newIntake(cfg, sources, out, outwards(), log, reg)
+}
+
+// outwards returns what keys and certificates are fetched through, now and then,
+// so that no connection is kept.
+func outwards() *http.Transport {
+	return &http.Transport{
+		Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true,
+		TLSHandshakeTimeout: fetchTimeout, ResponseHeaderTimeout: fetchTimeout, MaxResponseHeaderBytes: 64 << 10,
+	}
+}
+
+func newIntake(
+	cfg Config, sources Sources, out Publisher, transport http.RoundTripper, log *slog.Logger, reg prometheus.Registerer,
+) (*Intake, error) {
 	if err := errors.Join(cfg.Validate(), sources.Validate()); err != nil {
 		return nil, err
 	}
@@ -118,7 +134,7 @@ func New(cfg Config, sources Sources, out Publisher, log *slog.Logger, reg prome
 	}
 	for id, c := range sources {
 		kind, _ := hook.Find(c.Kind)
-		v, err := newVerifier(c.Auth, kind, log)
+		v, err := newVerifier(c.Auth, kind, transport, log)
 		if err != nil {
 			return nil, fmt.Errorf("source %q: auth: %w", id, err)
 		}

@@ -35,6 +35,7 @@ func TestReadme(t *testing.T) {
 	for _, setting := range []string{
 		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "paths", "repositories", "tags", "platforms", "rewrite",
 		"auth", "lane", "quota", "origins", "sweep",
+		"oidc", "issuer", "audience", "email", "subject", "claims", "keysURL", "sns", "topicARN",
 		"mapping", "events", "action", "repository", "tag", "digest", "id", "time",
 	} {
 		if !strings.Contains(text, " "+setting+":") {

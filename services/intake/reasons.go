@@ -13,6 +13,7 @@ const (
 	reasonTooLarge   = "too-large"
 	reasonBrokenOff  = "broken-off"
 	reasonRefused    = "unauthorized"
+	reasonUnchecked  = "unchecked"
 	reasonUnknown    = "unknown-source"
 	reasonClosed     = "closed"
 )
@@ -66,6 +67,10 @@ func Reasons() []Reason {
 		{
 			reasonRefused, "The call did not prove that it comes from the source.",
 			"Put the same secret into the registry's webhook and into the source's file or variable; while you replace one, both may stand there, one a line.", true,
+		},
+		{
+			reasonUnchecked, "The proof could not be checked, since the issuer's keys or the signer's certificate could not be fetched; the sender was told to try again.",
+			"See intake's log for why; the network must let it reach the issuer (auth.oidc) or SNS in the topic's region (auth.sns).", true,
 		},
 		{
 			reasonUnknown, "The URL names no configured source.",

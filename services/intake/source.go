@@ -69,6 +69,8 @@ type Auth struct {
 	HMAC   *HMACAuth   `yaml:"hmac"`
 	Header *HeaderAuth `yaml:"header"`
 	Query  *QueryAuth  `yaml:"query"`
+	OIDC   *OIDCAuth   `yaml:"oidc"`
+	SNS    *SNSAuth    `yaml:"sns"`
 	// None takes events from anybody. It must be asked for.
 	None bool `yaml:"none"`
 }
@@ -249,13 +251,13 @@ func (s Source) warning() string {
 
 func (a Auth) validate(kind hook.Kind) error {
 	chosen := 0
-	for _, is := range []bool{a.Bearer != nil, a.Basic != nil, a.HMAC != nil, a.Header != nil, a.Query != nil, a.None} {
+	for _, is := range []bool{a.Bearer != nil, a.Basic != nil, a.HMAC != nil, a.Header != nil, a.Query != nil, a.OIDC != nil, a.SNS != nil, a.None} {
 		if is {
 			chosen++
 		}
 	}
 	if chosen != 1 {
-		return fmt.Errorf("auth: %d of bearer, basic, hmac, header, query and none are set, exactly one is needed", chosen)
+		return fmt.Errorf("auth: %d of bearer, basic, hmac, header, query, oidc, sns and none are set, exactly one is needed", chosen)
 	}
 	switch {
 	case a.Bearer != nil:
@@ -268,6 +270,13 @@ func (a Auth) validate(kind hook.Kind) error {
 		return fmt.Errorf("auth.header.name %q is not a header", a.Header.Name)
 	case a.Header != nil:
 		return oneOf("auth.header.value", a.Header.ValueFile, a.Header.ValueEnv)
+	case a.OIDC != nil:
+		return a.OIDC.validate()
+	case a.SNS != nil && kind.Name != "ecr":
+		return fmt.Errorf("auth.sns is for kind ecr, not for %s: others do not send through SNS", kind.Name)
+	case a.SNS != nil:
+		_, err := a.SNS.host()
+		return err
 	case a.Query != nil && !parameterName.MatchString(a.Query.Name):
 		return fmt.Errorf("auth.query.name %q is not made of a-z, 0-9, \"_\" and \"-\"", a.Query.Name)
 	case a.Query != nil:

@@ -199,8 +199,8 @@ var awsDomains = []struct{ region, domain string }{
 	{"us-iso-", "c2s.ic.gov"},
 }
 
-// awsDomain returns the domain of a region's hosts, "" for what is no region.
-func awsDomain(region string) string {
+// AWSDomain returns the domain of a region's hosts, "" for what is no region.
+func AWSDomain(region string) string {
 	if !awsRegion.MatchString(region) {
 		return ""
 	}
@@ -215,7 +215,7 @@ func awsDomain(region string) string {
 // ecrHost returns the host of an account's registry in a region, "" for what
 // cannot be one.
 func ecrHost(account, region string) string {
-	domain := awsDomain(region)
+	domain := AWSDomain(region)
 	if domain == "" || !awsAccount.MatchString(account) {
 		return ""
 	}
