@@ -101,7 +101,7 @@ func (c *Config) busConfig(service string) (bus.Config, error) {
 // redisConfig returns how the named service reaches Redis.
 func (c *Config) redisConfig(service string) (redis.Config, error) {
 	r := For(c.Redis, service)
-	if r.URL == "" && r.Sentinel == nil && len(r.Cluster) == 0 {
+	if !c.hasRedis(service) {
 		return redis.Config{}, fmt.Errorf("redis.url is empty, set it or TIDEWAITER_REDIS_URL (or sentinel or cluster): %w", ErrConfig)
 	}
 	var err error
@@ -119,6 +119,12 @@ func (c *Config) redisConfig(service string) (redis.Config, error) {
 		}
 	}
 	return r.Config, nil
+}
+
+// hasRedis says whether a Redis is named.
+func (c *Config) hasRedis(service string) bool {
+	r := For(c.Redis, service)
+	return r.URL != "" || r.Sentinel != nil || len(r.Cluster) > 0
 }
 
 // storeConfig returns how the named service reaches its database.

@@ -124,7 +124,19 @@ func (e *Env) Registry() (*registry.Client, error) {
 	if e.registry != nil {
 		return e.registry, nil
 	}
-	c, err := registry.New(e.cfg.Hosts(e.Service), e.Log)
+	var budget registry.Budget
+	if e.cfg.hasRedis(e.Service) {
+		cfg, err := e.cfg.redisConfig(e.Service)
+		if err != nil {
+			return nil, err
+		}
+		// A connection of its own, which is no condition of being ready.
+		if e.budget, err = redis.Open(cfg); err != nil {
+			return nil, fmt.Errorf("redis: %w", err)
+		}
+		budget = e.budget
+	}
+	c, err := registry.NewShared(e.cfg.Hosts(e.Service), budget, e.Log)
 	if err != nil {
 		return nil, fmt.Errorf("registries: %w", err)
 	}

@@ -14,6 +14,9 @@ const (
 	// txAttempts bounds how often a transaction is run while the database is
 	// busy or cannot serialise it.
 	txAttempts = 20
+	// txDuplicates bounds the same for keys that exist: where two write at once
+	// PostgreSQL may say that, and not that it cannot serialise.
+	txDuplicates = 4
 	// txBackoff is the longest wait between two attempts.
 	txBackoff = 250 * time.Millisecond
 	// writerWait bounds the wait for SQLite's one writer. It only passes when
@@ -123,7 +126,8 @@ func (db *DB) retry(ctx context.Context, work func() error) error {
 	wait := 2 * time.Millisecond
 	for attempt := 1; ; attempt++ {
 		err := work()
-		if err == nil || !isBusy(err) || attempt == txAttempts {
+		raced := db.Dialect == Postgres && isDuplicate(err) && attempt < txDuplicates
+		if err == nil || !isBusy(err) && !raced || attempt == txAttempts {
 			return err
 		}
 		select {

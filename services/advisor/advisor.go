@@ -170,8 +170,17 @@ type record struct {
 }
 
 // Poll looks at the sources once and publishes a snapshot if they changed. What
-// a stop in between leaves undone, the next call does.
+// a stop in between leaves undone, the next call does. Of several replicas one
+// does it at a time; the others find what it has published.
 func (s *Service) Poll(ctx context.Context) (published bool, err error) {
+	_, err = s.db.Alone(ctx, Name+" poll", func(ctx context.Context) error {
+		published, err = s.poll(ctx)
+		return err
+	})
+	return published, err
+}
+
+func (s *Service) poll(ctx context.Context) (published bool, err error) {
 	last, err := s.last(ctx)
 	if err != nil {
 		return false, err

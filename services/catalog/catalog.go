@@ -175,27 +175,20 @@ func (s *Service) token() (string, error) {
 	return run.Secret(Name+" API", s.cfg.TokenFile, s.cfg.TokenEnv, os.LookupEnv)
 }
 
-// watch looks at deadlines and at what is to be matched again at every tick, and cleans up once a day, until ctx
-// ends. Outages are logged and overcome at a later tick.
+// watch looks at deadlines and at what is to be matched again at every tick, and
+// cleans up once a day, until ctx ends. Of several replicas one does it at a
+// time. Outages are logged and overcome at a later tick.
 func (s *Service) watch(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.Tick)
 	defer tick.Stop()
 	var cleaned time.Time
 	for {
-		now := time.Now().UTC()
-		if err := s.CheckDeadlines(ctx, now); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "deadlines could not be checked, trying again", "error", err)
-		}
-		if err := s.Rematch(ctx, now); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "images could not be asked for again, trying again", "error", err)
-		}
-		if now.Sub(cleaned) >= 24*time.Hour {
-			err := s.CleanUp(ctx, now)
-			if err == nil {
-				cleaned = now
-			} else if ctx.Err() == nil {
-				s.log.WarnContext(ctx, "cleaning up failed, trying again", "error", err)
-			}
+		_, err := s.db.Alone(ctx, "catalog watch", func(ctx context.Context) error {
+			s.look(ctx, &cleaned)
+			return nil
+		})
+		if err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "the database cannot be asked, trying again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -203,6 +196,27 @@ func (s *Service) watch(ctx context.Context) error {
 		case <-tick.C:
 		case <-s.wake:
 		}
+	}
+}
+
+// look is one round of watch. cleaned is when it cleaned up last.
+func (s *Service) look(ctx context.Context, cleaned *time.Time) {
+	now := time.Now().UTC()
+	if err := s.CheckDeadlines(ctx, now); err != nil && ctx.Err() == nil {
+		s.log.WarnContext(ctx, "deadlines could not be checked, trying again", "error", err)
+	}
+	if err := s.Rematch(ctx, now); err != nil && ctx.Err() == nil {
+		s.log.WarnContext(ctx, "images could not be asked for again, trying again", "error", err)
+	}
+	if now.Sub(*cleaned) < 24*time.Hour {
+		return
+	}
+	err := s.CleanUp(ctx, now)
+	switch {
+	case err == nil:
+		*cleaned = now
+	case ctx.Err() == nil:
+		s.log.WarnContext(ctx, "cleaning up failed, trying again", "error", err)
 	}
 }
 

@@ -104,7 +104,9 @@ func publish(ctx context.Context, t *testing.T, cfg *run.Config, log *slog.Logge
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := bus.New(cfg.Kafka.Config, "tester", log, nil)
+	kafka := cfg.Kafka.Config
+	kafka.Password = os.Getenv("KAFKA_PASSWORD") // services read it at every connection
+	b, err := bus.New(kafka, "tester", log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

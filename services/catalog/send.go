@@ -35,9 +35,31 @@ func enqueue(ctx context.Context, exec execute, ev event.Event) error {
 
 // send sends all pending events in order and forgets them. What a stop in
 // between leaves behind is sent the next time, perhaps again, with the same id.
+// One sends for all replicas: who finds another one at it leaves it to that one,
+// which looks once more after it has let go.
 func (s *Service) send(ctx context.Context) error {
 	s.sending.Lock()
 	defer s.sending.Unlock()
+	for {
+		var waits bool
+		err := s.db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM catalog_pending)`).Scan(&waits)
+		if err != nil {
+			return outage(fmt.Errorf("read events to send: %w", err))
+		}
+		if !waits {
+			return nil
+		}
+		ran, err := s.db.Alone(ctx, "catalog send", s.sendPending)
+		if err != nil {
+			return outage(err)
+		}
+		if !ran {
+			return nil
+		}
+	}
+}
+
+func (s *Service) sendPending(ctx context.Context) error {
 	for {
 		events, positions, err := s.pending(ctx)
 		if err != nil {

@@ -176,7 +176,7 @@ func TestRun(t *testing.T) {
 func TestRunAlone(t *testing.T) {
 	dir := t.TempDir()
 	gone := &embedded.Servers{
-		KafkaAddress: "127.0.0.1:1", KafkaUsername: "u", KafkaPassword: "p", RedisURL: "redis://127.0.0.1:1/0",
+		KafkaAddress: "127.0.0.1:1", KafkaUsername: "u", KafkaPassword: "p", RedisURL: "redis://127.0.0.1:1/0", RedisPassword: "p",
 		DatabaseURL: "sqlite://" + filepath.Join(dir, "db"),
 	}
 	reg := gt.NewRegistry(t)

@@ -221,7 +221,9 @@ ticketer:
 			t.Errorf("servers: %v", err)
 		}
 	})
-	b, err := bus.New(cfg.Kafka.Config, "tester", log, nil)
+	kafka := cfg.Kafka.Config
+	kafka.Password = os.Getenv("KAFKA_PASSWORD") // services read it at every connection
+	b, err := bus.New(kafka, "tester", log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -430,8 +430,19 @@ func (s *Service) deleted(ctx context.Context, p contracts.Problem, r *record) e
 
 // Recheck looks at tickets whose creation was uncertain, some time later, and
 // closes doubles. It returns how many it looked at; those that it could not
-// look at come again later.
-func (s *Service) Recheck(ctx context.Context) (int, error) {
+// look at come again later. Of several replicas one does it at a time.
+func (s *Service) Recheck(ctx context.Context) (n int, err error) {
+	_, alone := s.DB.Alone(ctx, Name+" recheck", func(ctx context.Context) error {
+		n, err = s.recheckDue(ctx)
+		return nil
+	})
+	if alone != nil {
+		return 0, dbError(alone)
+	}
+	return n, err
+}
+
+func (s *Service) recheckDue(ctx context.Context) (int, error) {
 	keys, err := s.due(ctx, recheckBatch)
 	if err != nil {
 		return 0, dbError(err)

@@ -11,9 +11,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
 )
 
 // dlqCmd holds the commands about dead letters.
@@ -34,15 +37,19 @@ func (f kafkaFlags) open(s *streams) (*bus.Bus, error) {
 	if err != nil {
 		return nil, err
 	}
-	config := cfg.Kafka.Config
-	if len(config.Brokers) == 0 {
-		a, err := f.addresses()
-		if err != nil {
+	var b *bus.Bus
+	if len(cfg.Kafka.Brokers) > 0 {
+		b, err = cfg.Env("cli", s.log, prometheus.NewRegistry(), run.NewHealth()).Bus()
+		if errors.Is(err, run.ErrConfig) {
+			return nil, usage(err)
+		}
+	} else {
+		var a allinone.Addresses
+		if a, err = f.addresses(); err != nil {
 			return nil, err
 		}
-		config = a.BusConfig()
+		b, err = bus.New(a.BusConfig(), "cli", s.log, nil)
 	}
-	b, err := bus.New(config, "cli", s.log, nil)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("kafka: %w", err))
 	}
