@@ -171,7 +171,7 @@ func reachedEnd(ctx context.Context, tx *sql.Tx, d deadline) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("read state: %w", err)
 		}
-		return isEnd(state), nil
+		return IsEnd(state), nil
 	}
 	var resolved int
 	err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM catalog_tags

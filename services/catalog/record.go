@@ -31,8 +31,8 @@ const (
 	StateGone        = "gone"
 )
 
-// isEnd says whether an image in this state needs nothing more.
-func isEnd(state string) bool {
+// IsEnd says whether an image in this state needs nothing more.
+func IsEnd(state string) bool {
 	return state == StateAttested || state == StateUnsupported || state == StateFailed || state == StateGone
 }
 

@@ -24,8 +24,10 @@ import (
 
 const (
 	chunk = 100 // tags that are compared, and stored, at once
-	// maxPages bounds a listing, which a registry could make endless.
+	// maxPages bounds a listing, which a registry could make endless. maxStale
+	// is how many pages in a row may hold nothing new.
 	maxPages = 100_000
+	maxStale = 3
 	// ownPause is the pause where it is not the registry that fails.
 	ownPause = 15 * time.Second
 	// maxPauses is how often a sweep pauses at one repository before it goes on without it.
@@ -206,6 +208,10 @@ func (s *Sweeper) end(ctx context.Context, src *source, p *progress) error {
 // pause leaves a sweep for later where that can help, and ends it otherwise.
 func (s *Sweeper) pause(ctx context.Context, src *source, p *progress, why error) error {
 	at, again := registry.RetryAt(why, 1)
+	wait := min(s.cfg.Pause, ownPause)
+	if again {
+		wait = max(s.cfg.Pause, time.Until(at))
+	}
 	switch {
 	case fact(why):
 		p.state, p.Message, p.FinishedAt = contracts.SweepFailed, why.Error(), s.Now().UTC()
@@ -214,15 +220,11 @@ func (s *Sweeper) pause(ctx context.Context, src *source, p *progress, why error
 		if err := s.unlisted(ctx, p, why); err != nil {
 			return err
 		}
-		at = s.Now()
+		wait = 0
 	default:
 		p.Pauses++
 	}
 	p.Message = "it goes on later: " + why.Error()
-	wait := min(s.cfg.Pause, ownPause)
-	if again {
-		wait = max(s.cfg.Pause, time.Until(at))
-	}
 	row, err := s.schedule(ctx, src.id)
 	if err != nil {
 		return errors.Join(why, err)
@@ -261,19 +263,38 @@ func (s *Sweeper) ask(ctx context.Context, src *source, request func() error) er
 	}
 }
 
-// walked refuses to go on with a listing that turns in a circle. before is the
-// position of the page, after that of the following one.
-func (p *progress) walked(before, after string) error {
+// walk follows a listing and refuses to turn in a circle with it.
+type walk struct {
+	seen  map[string]bool // positions
+	stale int             // pages in a row without anything new
+}
+
+func newWalk(from string) *walk { return &walk{seen: map[string]bool{from: true}} }
+
+// to says whether the listing can be followed to a position.
+func (w *walk) to(p *progress, next string) error {
 	p.Pages++
-	if after != "" && after == before || p.Pages > maxPages {
-		return fmt.Errorf("page %d leads to itself, or there are too many: %w", p.Pages, errEndless)
+	if next == "" {
+		return nil
 	}
+	if w.seen[next] || w.stale > maxStale || p.Pages > maxPages {
+		return fmt.Errorf("page %d leads back, or to nothing new: %w", p.Pages, errEndless)
+	}
+	w.seen[next] = true
 	return nil
+}
+
+// found counts what was new on a page of entries.
+func (w *walk) found(fresh, entries int) {
+	w.stale++
+	if fresh > 0 || entries == 0 {
+		w.stale = 0
+	}
 }
 
 // repositories lists the registry's repositories.
 func (s *Sweeper) repositories(ctx context.Context, src *source, p *progress) error {
-	seen := map[string]bool{p.Next: true}
+	way := newWalk(p.Next)
 	for {
 		var page []list.Repository
 		var next string
@@ -284,19 +305,16 @@ func (s *Sweeper) repositories(ctx context.Context, src *source, p *progress) er
 		if err != nil {
 			return fmt.Errorf("list repositories: %w", err)
 		}
-		if err := p.walked(p.Next, next); err != nil {
+		if err := way.to(p, next); err != nil {
 			return fmt.Errorf("list repositories: %w", err)
 		}
-		if next != "" && seen[next] {
-			return fmt.Errorf("list repositories: page %d leads back: %w", p.Pages, errEndless)
-		}
-		seen[next] = true
 		page = slices.DeleteFunc(page, func(r list.Repository) bool { return !src.rules.Wanted(r.Name) })
+		fresh := 0
 		was := *p
 		err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
 			*p = was
-			fresh, err := saveRepositories(ctx, tx, p, page)
-			if err != nil {
+			var err error
+			if fresh, err = saveRepositories(ctx, tx, p, page); err != nil {
 				return err
 			}
 			p.Figures.Repositories += fresh
@@ -309,6 +327,7 @@ func (s *Sweeper) repositories(ctx context.Context, src *source, p *progress) er
 		if err != nil || next == "" {
 			return err
 		}
+		way.found(fresh, len(page))
 	}
 }
 
@@ -362,7 +381,7 @@ func (s *Sweeper) unlisted(ctx context.Context, p *progress, why error) error {
 
 // repository lists the tags of one repository from where the sweep is.
 func (s *Sweeper) repository(ctx context.Context, src *source, p *progress, r *repositoryRow) error {
-	seen := map[string]bool{p.Next: true}
+	way := newWalk(p.Next)
 	for {
 		var page []list.Tag
 		var next string
@@ -373,22 +392,20 @@ func (s *Sweeper) repository(ctx context.Context, src *source, p *progress, r *r
 		if err != nil {
 			return fmt.Errorf("list tags of %s: %w", r.Name, err)
 		}
-		if err := p.walked(p.Next, next); err != nil {
+		if err := way.to(p, next); err != nil {
 			return fmt.Errorf("list tags of %s: %w", r.Name, err)
 		}
-		if next != "" && seen[next] {
-			return fmt.Errorf("list tags of %s: page %d leads back: %w", r.Name, p.Pages, errEndless)
-		}
-		seen[next] = true
 		page = slices.DeleteFunc(page, func(t list.Tag) bool {
 			left, err := src.rules.Push(src.Registry, r.Name, t.Name)
 			return left != "" || err != nil
 		})
+		before := p.Listed
 		for tags := range slices.Chunk(page, chunk) {
 			if err := s.compare(ctx, src, p, r, tags); err != nil {
 				return err
 			}
 		}
+		way.found(p.Listed-before, len(page))
 		p.Next = next
 		if next == "" {
 			p.Inside = false
@@ -561,7 +578,7 @@ func missed(k catalog.KnownTag) bool {
 	switch {
 	case k.State == catalog.StateGone:
 		return true
-	case k.Heard:
+	case k.Heard, k.State != "" && !catalog.IsEnd(k.State):
 		return false // it is on its way, and has deadlines
 	}
 	return k.State == "" || k.At != k.Digest
