@@ -249,7 +249,12 @@ func (s *Sweeper) ask(ctx context.Context, src *source, request func() error) er
 			return nil
 		}
 		at, again := registry.RetryAt(err, attempt)
-		if !again || attempt >= s.cfg.Attempts || ctx.Err() != nil {
+		switch {
+		case !again || ctx.Err() != nil:
+			return err
+		case registry.Held(err):
+			attempt-- // nothing was asked
+		case attempt >= s.cfg.Attempts:
 			return err
 		}
 		s.Log.DebugContext(ctx, "registry is asked again later", slog.String("source", src.id), slog.Time("at", at), slog.Any("error", err))

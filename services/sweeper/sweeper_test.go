@@ -27,6 +27,7 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/store/storetest"
 	"github.com/tidewaiter/tidewaiter/services/catalog"
 	"github.com/tidewaiter/tidewaiter/services/intake"
+	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 	"github.com/tidewaiter/tidewaiter/services/sweeper/list"
 )
 
@@ -698,6 +699,55 @@ func TestThrottled(t *testing.T) {
 	}
 	if len(times) != 2 || times[1].Sub(times[0]) < 1200*time.Millisecond {
 		t.Errorf("asked again after %v", times)
+	}
+}
+
+// That it is nobody's turn is no failed attempt.
+func TestHeldIsNoAttempt(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Attempts = 1
+	s := w.sweeper()
+	w.hold("team/app", "1")
+	held := 0
+	w.fault = func(string, string) error {
+		if held++; held <= 3 {
+			return &registry.Error{Kind: registry.ErrThrottled, Held: true, After: time.Millisecond}
+		}
+		return nil
+	}
+	w.turn(s)
+	if p := w.last(s); p.State != contracts.SweepComplete || p.Figures.Missed != 1 || held < 4 {
+		t.Errorf("%+v, held %d times", p, held)
+	}
+}
+
+// The source's filters hold: what they leave out is neither pushed nor, when it
+// is gone, reported.
+func TestFilters(t *testing.T) {
+	w := newWorld(t)
+	s := w.sweeper()
+	rules, err := scope.Compile(scope.Scope{
+		Registry: host, Paths: []string{"team"},
+		Repositories: scope.Filter{Exclude: []string{"team/scratch/**"}}, Tags: scope.Filter{Include: []string{"v*"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.sources["main"].rules = rules
+	for _, r := range []string{"team/app", "team/scratch/x", "other/app"} {
+		w.hold(r, "v1", "nightly", "v2")
+		w.known(r, "v2")
+	}
+	p := w.full(s, false)
+	if got := subjects(w.pushes(contracts.ImagePushedV1, contracts.CauseSweep)); !slices.Equal(got, named("team/app", "v1")) || p.Figures.Repositories != 1 {
+		t.Errorf("%v, %+v", got, p.Figures)
+	}
+	for r := range w.tags {
+		delete(w.tags[r], "v2")
+	}
+	w.full(s, false)
+	if got := subjects(w.pushes(contracts.ImageDeletedV1, "")); !slices.Equal(got, named("team/app", "v2")) {
+		t.Errorf("reported as gone: %v", got)
 	}
 }
 
