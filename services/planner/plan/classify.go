@@ -158,6 +158,19 @@ func classifyIndex(doc *document) *no {
 	return nil
 }
 
+// namesArtifact says whether a list calls what it points to an artifact, as the
+// fallback tag of a registry without the referrers API does (distribution-spec,
+// "Referrers Tag Schema"). An older state of such a list names statements that
+// have been replaced since. Nobody can run what is gone, so the word is enough
+// for that; what is there is judged by its manifest.
+func namesArtifact(d ocispec.Descriptor) bool {
+	switch base(d.ArtifactType) {
+	case "", ocispec.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json":
+		return false
+	}
+	return true
+}
+
 // nothingIn says why an index of which no child is scanned is not, from the
 // codes of the children's reasons.
 func nothingIn(reasons map[string]bool) *no {

@@ -309,7 +309,10 @@ func (p *planner) addChild(ctx context.Context, child ocispec.Descriptor, part *
 		return nil, nil
 	}
 	m, err := p.src.Manifest(ctx, registry.Ref{Registry: p.ref.Registry, Repository: p.ref.Repository, Digest: part.Digest})
-	if err != nil {
+	switch {
+	case errors.Is(err, registry.ErrNotFound) && namesArtifact(child):
+		return &no{code: "referrer", why: "its manifest is gone; it was an artifact of type " + short(child.ArtifactType)}, nil
+	case err != nil:
 		return childFailed(err)
 	}
 	if depth >= maxDepth && isIndex(m.Descriptor.MediaType) {

@@ -309,8 +309,10 @@ func TestIndex(t *testing.T) {
 	bare := s.image("riscv64", "riscv")
 	bare.Platform = nil
 	file := descriptor("text/plain", []byte("file"))
+	lostImage := descriptor(ocispec.MediaTypeImageManifest, []byte("lost, and called an image"))
+	lostImage.ArtifactType = ocispec.MediaTypeImageConfig
 
-	d := s.index(amd, arm, provenance, lost, broken, chart, bare, file)
+	d := s.index(amd, arm, provenance, lost, broken, chart, bare, file, lostImage)
 	res := s.plan(d)
 	if len(res.Planned) != 4 || res.Planned[0].Kind != contracts.KindIndex || len(res.Layers) != 3 {
 		t.Fatalf("%+v", res)
@@ -328,6 +330,7 @@ func TestIndex(t *testing.T) {
 		{skipped: "Helm"},
 		{platform: "linux/riscv64"},
 		{skipped: "not a manifest: text/plain"},
+		{skipped: "not in the repository", gap: true},
 	}
 	for i, w := range want {
 		p := res.Planned[0].Parts[i]
@@ -358,12 +361,15 @@ func TestIndexThatIsNone(t *testing.T) {
 	referrer := s.put(ocispec.MediaTypeImageManifest, m)
 	signature := s.put(ocispec.MediaTypeImageManifest, manifest(ocispec.MediaTypeImageManifest, empty, s.blob("application/vnd.dev.cosign.simplesigning.v1+json", "{}")))
 	chart := s.put(ocispec.MediaTypeImageManifest, manifest(ocispec.MediaTypeImageManifest, s.blob("application/vnd.cncf.helm.config.v1+json", "{}"), s.blob("text/plain", "x")))
+	replaced := descriptor(ocispec.MediaTypeImageManifest, []byte("a statement that a newer one has replaced"))
+	replaced.ArtifactType = "application/vnd.dev.sigstore.bundle.v0.3+json"
 	tests := []struct {
 		name     string
 		children []ocispec.Descriptor
 		want     string
 	}{
 		{"empty", nil, "empty-index"},
+		{"fallback tag as it was before", []ocispec.Descriptor{replaced, referrer}, "referrers-list"},
 		{"fallback tag", []ocispec.Descriptor{referrer, signature}, "referrers-list"},
 		{"charts", []ocispec.Descriptor{chart, referrer}, "no-images"},
 		{"cache", []ocispec.Descriptor{s.blob(layerGzip, "l"), s.blob("application/vnd.buildkit.cacheconfig.v0", "{}")}, "buildkit-cache"},
