@@ -39,6 +39,8 @@ var shared = flag.Int("shared", 180, "MB in the three layers that the measured f
 
 var measure = flag.Bool("measure", false, "print the measured figures beside the design's")
 
+var chaos = flag.Bool("chaos", false, "run also the fault tests that take minutes (task chaos)")
+
 func TestMain(m *testing.M) {
 	worker.Main()
 	os.Exit(m.Run())

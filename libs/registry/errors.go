@@ -72,6 +72,29 @@ func Held(err error) bool {
 	return errors.As(err, &e) && e.Held
 }
 
+// errUnclear is an answer that makes no sense: no JSON, a header missing.
+var errUnclear = fmt.Errorf("%w: its answer was not understood", ErrRefused)
+
+// doubtful says whether err may be the way's doing and not the registry's: a
+// broken proxy, a login page instead of an answer. It is a fact only when it
+// happens again and again.
+func doubtful(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) {
+		return false // we ourselves refused
+	}
+	for _, kind := range []error{ErrDigestMismatch, ErrTooLarge, ErrUnknownManifest, errUnclear} {
+		if errors.Is(e, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// doubtTries is how often RetryAt has doubtful answers asked for, which with
+// the pauses between takes seven seconds.
+const doubtTries = 4
+
 // Backoff of RetryAt.
 const (
 	minBackoff = time.Second
@@ -80,11 +103,13 @@ const (
 )
 
 // RetryAt says whether err is worth another try and when. attempt counts the
-// tries made so far, from 1. Retry-After is obeyed (up to an hour), with a
+// tries made so far, from 1. Content that is not what it should be is asked for
+// a few times, trouble for as long as the caller likes. Retry-After is obeyed (up to an hour), with a
 // minimum that doubles with every attempt up to ten minutes, and up to a
 // quarter more so that not everybody comes back at once. What is Held has no minimum.
 func RetryAt(err error, attempt int) (time.Time, bool) {
-	if !errors.Is(err, ErrThrottled) && !errors.Is(err, ErrUnavailable) {
+	trouble := errors.Is(err, ErrThrottled) || errors.Is(err, ErrUnavailable)
+	if !trouble && (!doubtful(err) || attempt >= doubtTries) {
 		return time.Time{}, false
 	}
 	var e *Error
@@ -154,7 +179,7 @@ func translate(what string, err error) error {
 	case errors.Is(err, errs.ErrRetryLimitExceeded), errors.Is(err, errs.ErrBackoffLimit), errors.Is(err, errs.ErrAllRequestsFailed):
 		kind = ErrUnavailable
 	default:
-		detail = "its answer was not understood"
+		kind = errUnclear
 	}
 	return &Error{Kind: kind, What: what, Detail: detail}
 }

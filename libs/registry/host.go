@@ -188,12 +188,16 @@ func (h *host) do(ctx context.Context, what string, o *op, timeout time.Duration
 }
 
 // repeat runs try until it works, up to attempts times, as long as another try
-// can help and the wait is short.
+// can help, the wait is short, and it does not take long to fail.
 func (h *host) repeat(ctx context.Context, what string, attempts int, try func() error) error {
 	for attempt := 1; ; attempt++ {
+		began := time.Now()
 		err := try()
 		if err == nil {
 			return nil
+		}
+		if time.Since(began) > maxWait {
+			return err // whoever waits behind us has waited long enough
 		}
 		if errors.Is(err, ErrUnauthorized) && attempt == 1 && h.renewed() {
 			continue
@@ -212,7 +216,7 @@ func (h *host) repeat(ctx context.Context, what string, attempts int, try func()
 // pause returns how long to wait before a request is repeated in place.
 func pause(err error, attempt int) (time.Duration, bool) {
 	var e *Error
-	if !errors.As(err, &e) || e.Held || !errors.Is(e, ErrThrottled) && !errors.Is(e, ErrUnavailable) {
+	if !errors.As(err, &e) || e.Held || !errors.Is(e, ErrThrottled) && !errors.Is(e, ErrUnavailable) && !doubtful(e) {
 		return 0, false
 	}
 	wait := max(e.After, time.Duration(attempt*attempt)*100*time.Millisecond)
@@ -231,7 +235,7 @@ func (h *host) once(ctx context.Context, what string, o *op, timeout time.Durati
 	}
 	octx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	*o = op{kind: o.kind, size: o.size, query: o.query, cancel: cancel}
+	*o = op{kind: o.kind, size: o.size, digest: o.digest, query: o.query, cancel: cancel}
 	err = work(context.WithValue(octx, opKey{}, o), rc)
 	return h.result(ctx, what, o, err)
 }
@@ -255,6 +259,9 @@ func (h *host) result(ctx context.Context, what string, o *op, err error) error 
 	}
 	if e := o.failure(); e != nil {
 		return translate(what, e)
+	}
+	if errors.Is(err, errs.ErrHTTPStatus) && o.succeeded() {
+		return &Error{Kind: errUnclear, What: what} // a success, but of something else
 	}
 	return translate(what, err)
 }
@@ -290,8 +297,12 @@ func (h *host) resolve(ctx context.Context, r Ref) (ocispec.Descriptor, error) {
 func (h *host) manifest(ctx context.Context, r Ref) (Manifest, error) {
 	var out Manifest
 	what := "read manifest " + r.String()
-	err := h.do(ctx, what, &op{}, smallTimeout, tries, func(ctx context.Context, rc *regclient.RegClient) error {
+	o := &op{digest: r.Digest}
+	err := h.do(ctx, what, o, smallTimeout, tries, func(ctx context.Context, rc *regclient.RegClient) error {
 		m, err := rc.ManifestGet(ctx, h.ref(r))
+		if err != nil && o.swapped() {
+			return &Error{Kind: ErrDigestMismatch, What: what} // whatever else is wrong with it
+		}
 		if err != nil {
 			return err
 		}

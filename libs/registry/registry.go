@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -230,6 +231,16 @@ func (c *Client) ReadBlob(ctx context.Context, registry, repository string, d oc
 	}
 	ctx, cancel := context.WithTimeout(ctx, smallTimeout)
 	defer cancel()
+	for attempt := 1; ; attempt++ {
+		content, err = c.readBlob(ctx, registry, repository, d, limit)
+		// trouble has been waited for; bytes that are wrong may come right another time
+		if !doubtful(err) || attempt == tries || !sleep(ctx, time.Duration(attempt)*100*time.Millisecond) {
+			return content, err
+		}
+	}
+}
+
+func (c *Client) readBlob(ctx context.Context, registry, repository string, d ocispec.Descriptor, limit int64) (content []byte, err error) {
 	rc, err := c.Blob(ctx, registry, repository, d)
 	if err != nil {
 		return nil, err

@@ -3,10 +3,13 @@ package registry
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net"
 	"net/http"
@@ -49,14 +52,16 @@ type op struct {
 	kind   opKind
 	size   int64  // expected size of a blob; 0: unknown
 	query  string // of the page of a list; empty: the first
+	digest string // expected digest of a small body; "": unknown
 	cancel context.CancelFunc
 
 	mu           sync.Mutex
 	err          *Error
-	status       int      // of the last response
-	link         []string // of a list: the Link headers
-	referrersAPI bool     // the referrers API answered
-	subjectAck   bool     // the registry said that it keeps referrers itself (OCI-Subject)
+	status       int       // of the last response
+	link         []string  // of a list: the Link headers
+	referrersAPI bool      // the referrers API answered
+	subjectAck   bool      // the registry said that it keeps referrers itself (OCI-Subject)
+	sum          hash.Hash // of the last body, where a digest is expected
 }
 
 type opKey struct{}
@@ -84,6 +89,32 @@ func (o *op) failure() *Error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.err
+}
+
+// succeeded says whether the last response was a success.
+func (o *op) succeeded() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.status >= 200 && o.status < 300
+}
+
+// read sums up a body whose digest is expected.
+func (o *op) read(p []byte) {
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.sum != nil {
+		_, _ = o.sum.Write(p) // never fails
+	}
+}
+
+// swapped says whether the body that was read has another digest than expected.
+func (o *op) swapped() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.sum != nil && "sha256:"+hex.EncodeToString(o.sum.Sum(nil)) != o.digest
 }
 
 // answeredReferrers says whether the referrers API answered.
@@ -370,7 +401,7 @@ func (t *transport) rules(req *http.Request) (*http.Request, error) {
 // body does not follow to another host.
 func (t *transport) redirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= 5 {
-		return &Error{Kind: ErrForbiddenHost, Detail: "more than 5 redirects"}
+		return &Error{Kind: ErrUnavailable, Detail: "more than 5 redirects"}
 	}
 	if first := via[0]; first.Body != nil && first.URL.Host != req.URL.Host {
 		return &Error{Kind: ErrForbiddenHost, Detail: "an upload is redirected to " + req.URL.Host}
@@ -452,6 +483,9 @@ func (o *op) note(req *http.Request, resp *http.Response) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.status = resp.StatusCode
+	if o.sum = nil; resp.StatusCode == http.StatusOK && req.Method == http.MethodGet && strings.HasPrefix(o.digest, "sha256:") {
+		o.sum = sha256.New()
+	}
 	if resp.StatusCode == http.StatusOK && strings.Contains(req.URL.Path, "/referrers/") {
 		o.referrersAPI = true
 	}
@@ -508,6 +542,7 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.body.Read(p)
 	b.left -= int64(n)
+	b.op.read(p[:n])
 	if err != nil && !errors.Is(err, io.EOF) {
 		// Left as it is, regclient would take it for the end or resume on its own.
 		err = b.t.failed(b.op, err)

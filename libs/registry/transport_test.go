@@ -135,6 +135,69 @@ func TestRetryAt(t *testing.T) {
 	})
 }
 
+// What may be a broken proxy's doing is asked for a few times; what we refuse
+// ourselves, or a registry says in so many words, is not.
+func TestRetryAtDoubtful(t *testing.T) {
+	for _, kind := range []error{ErrDigestMismatch, ErrTooLarge, ErrUnknownManifest, errUnclear} {
+		for attempt, want := range map[int]bool{1: true, doubtTries - 1: true, doubtTries: false, doubtTries + 1: false} {
+			if _, again := RetryAt(fmt.Errorf("x: %w", &Error{Kind: kind}), attempt); again != want {
+				t.Errorf("%v, attempt %d: again %t", kind, attempt, again)
+			}
+		}
+	}
+	for _, err := range []error{
+		fmt.Errorf("of 5 GB: %w", ErrTooLarge), &Error{Kind: ErrRefused, Status: 400}, &Error{Kind: ErrNotFound}, &Error{Kind: ErrForbiddenHost},
+	} {
+		if _, again := RetryAt(err, 1); again {
+			t.Errorf("%v is tried again", err)
+		}
+	}
+}
+
+// A registry, or a proxy before it, that answers every other request with
+// something else than what was asked for does no harm.
+func TestDoubtfulAnswers(t *testing.T) {
+	body := []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}`)
+	spoil := map[string]func(w http.ResponseWriter, content []byte){
+		"other bytes": func(w http.ResponseWriter, content []byte) { _, _ = w.Write(bytes.ToUpper(content)) },
+		"a login page": func(w http.ResponseWriter, _ []byte) {
+			w.Header().Set("Content-Type", "text/html")
+			fmt.Fprint(w, "<html>Log in</html>")
+		},
+		"nothing":       func(w http.ResponseWriter, _ []byte) { w.Header().Set("Content-Length", "0") },
+		"half of it":    func(w http.ResponseWriter, content []byte) { _, _ = w.Write(content[:len(content)/2]) },
+		"more":          func(w http.ResponseWriter, content []byte) { _, _ = w.Write(append(content, "more"...)) },
+		"a broken line": func(http.ResponseWriter, []byte) { panic(http.ErrAbortHandler) },
+	}
+	for name, wrong := range spoil {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			content := map[string][]byte{"manifests": body, "blobs": []byte("{}")}
+			c, host := fake(t, Host{}, func(w http.ResponseWriter, r *http.Request) {
+				parts := strings.Split(r.URL.Path, "/")
+				answer, known := content[parts[len(parts)-2]]
+				if !known {
+					return
+				}
+				w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+				if asked.Add(1)%2 == 1 {
+					wrong(w, bytes.Clone(answer))
+					return
+				}
+				_, _ = w.Write(answer)
+			})
+			m, err := c.Manifest(t.Context(), Ref{Registry: host, Repository: "team/app", Digest: digest.FromBytes(body).String()})
+			if err != nil || !bytes.Equal(m.Body, body) {
+				t.Errorf("manifest: %q, %v", m.Body, err)
+			}
+			got, err := c.ReadBlob(t.Context(), host, "team/app", ocispec.Descriptor{Digest: digest.FromString("{}"), Size: 2}, 100)
+			if err != nil || string(got) != "{}" {
+				t.Errorf("blob: %q, %v", got, err)
+			}
+		})
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for v, want := range map[string]time.Duration{

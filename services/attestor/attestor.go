@@ -162,10 +162,10 @@ func (a *Attestor) Handle(ctx context.Context, in event.Event) ([]event.Event, e
 		return nil, nil
 	}
 	if err != nil {
-		return nil, registryError(fmt.Errorf("look for %s: %w", m.Image, err))
+		return nil, registryError(ctx, fmt.Errorf("look for %s: %w", m.Image, err))
 	}
 	if subject.Digest.String() != m.Image.Digest {
-		return nil, fmt.Errorf("the registry has %s for %s: %w", subject.Digest, m.Image, registry.ErrDigestMismatch)
+		return nil, registryError(ctx, &registry.Error{Kind: registry.ErrDigestMismatch, What: "look for " + m.Image.String(), Detail: "the registry has " + subject.Digest.String()})
 	}
 	if order > 0 {
 		if next, err = a.prepare(ctx, in, m, report, standing); err != nil {
@@ -389,7 +389,7 @@ func (a *Attestor) mend(ctx context.Context, log *slog.Logger, image contracts.I
 		return nil
 	}
 	if err != nil {
-		return registryError(fmt.Errorf("look for %s: %w", image, err))
+		return registryError(ctx, fmt.Errorf("look for %s: %w", image, err))
 	}
 	return a.attach(ctx, log, subject, standing)
 }
@@ -400,7 +400,7 @@ func (a *Attestor) mend(ctx context.Context, log *slog.Logger, image contracts.I
 func (a *Attestor) attach(ctx context.Context, log *slog.Logger, subject ocispec.Descriptor, r *record) error {
 	api, err := a.Registry.HasReferrersAPI(ctx, ref(r.Image))
 	if err != nil {
-		return registryError(fmt.Errorf("ask for referrers of %s: %w", r.Image, err))
+		return registryError(ctx, fmt.Errorf("ask for referrers of %s: %w", r.Image, err))
 	}
 	if api {
 		return a.push(ctx, log, subject, r)
@@ -422,7 +422,7 @@ func (a *Attestor) attach(ctx context.Context, log *slog.Logger, subject ocispec
 func (a *Attestor) push(ctx context.Context, log *slog.Logger, subject ocispec.Descriptor, r *record) error {
 	listed, err := a.Registry.Referrers(ctx, ref(r.Image), "")
 	if err != nil {
-		return registryError(fmt.Errorf("list referrers of %s: %w", r.Image, err))
+		return registryError(ctx, fmt.Errorf("list referrers of %s: %w", r.Image, err))
 	}
 	present := map[string]bool{}
 	for _, d := range listed {
@@ -440,7 +440,7 @@ func (a *Attestor) push(ctx context.Context, log *slog.Logger, subject ocispec.D
 				Type: art.Type, MediaType: art.Type, Content: content, Annotations: art.Annotations,
 			})
 			if err != nil {
-				return registryError(fmt.Errorf("attach %s to %s: %w", art.Type, r.Image, err))
+				return registryError(ctx, fmt.Errorf("attach %s to %s: %w", art.Type, r.Image, err))
 			}
 			art.Manifest = d.Digest.String()
 		}
@@ -528,8 +528,8 @@ func dbError(err error) error {
 }
 
 // registryError asks for another try later where that can help.
-func registryError(err error) error {
-	if at, ok := registry.RetryAt(err, 1); ok {
+func registryError(ctx context.Context, err error) error {
+	if at, ok := registry.RetryAt(err, bus.Attempt(ctx)); ok {
 		if registry.Held(err) {
 			return bus.NotYet(err, at)
 		}

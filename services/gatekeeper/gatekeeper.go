@@ -125,7 +125,7 @@ func (g *Gatekeeper) Handle(ctx context.Context, in event.Event) ([]event.Event,
 	}
 	before, _ := g.memory.get(a.Image.String())
 	_, err = g.ask(ctx, a.Image, before.bundle)
-	if at, again := registry.RetryAt(err, 1); again {
+	if at, again := registry.RetryAt(err, bus.Attempt(ctx)); again {
 		if registry.Held(err) {
 			return nil, bus.NotYet(err, at)
 		}
