@@ -101,12 +101,12 @@ func (o *outside) submit(label string, images []sample.Image) []sample.Pushed {
 }
 
 // announce tells intake of a push by hand.
-func (o *outside) announce(p sample.Pushed) {
-	o.t.Helper()
+func (s *system) announce(p sample.Pushed) {
+	s.t.Helper()
 	ref := p.Ref.Registry + "/" + p.Ref.Repository + ":" + p.Ref.Tag
-	status, body := o.call(http.MethodPost, o.Intake+"/v1/submit", map[string]string{"Authorization": "Bearer " + o.Token}, []byte(`{"ref":"`+ref+`"}`))
+	status, body := s.call(http.MethodPost, s.Intake+"/v1/submit", map[string]string{"Authorization": "Bearer " + s.Token}, []byte(`{"ref":"`+ref+`"}`))
 	if status != http.StatusAccepted {
-		o.t.Fatalf("submit %s: %d %s", ref, status, body)
+		s.t.Fatalf("submit %s: %d %s", ref, status, body)
 	}
 }
 
