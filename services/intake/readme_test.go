@@ -33,7 +33,7 @@ func TestReadme(t *testing.T) {
 		t.Error(err)
 	}
 	for _, setting := range []string{
-		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "paths", "repositories", "tags", "platforms", "rewrite",
+		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "pathMapping", "repositoryKey", "paths", "repositories", "tags", "platforms", "rewrite",
 		"auth", "lane", "quota", "origins", "sweep",
 		"oidc", "issuer", "audience", "email", "subject", "claims", "keysURL", "sns", "topicARN",
 		"mapping", "events", "action", "repository", "tag", "digest", "id", "time",

@@ -153,11 +153,7 @@ func (s Source) validate() error {
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 	kind, known := hook.Find(s.Kind)
 	if !known {
-		var names []string
-		for _, k := range hook.Kinds() {
-			names = append(names, k.Name)
-		}
-		add("kind %q is none of %s", s.Kind, strings.Join(names, ", "))
+		add("kind %q is none of %s", s.Kind, strings.Join(hook.KindNames(), ", "))
 	}
 	switch {
 	case s.Registry == "" && !s.AnyRegistry:

@@ -19,7 +19,7 @@ type webhookCmd struct {
 }
 
 type webhookDecodeCmd struct {
-	Source    string   `help:"Kind of the source, for example distribution or cloudevents." required:"" placeholder:"KIND"`
+	Source    string   `help:"Kind of the source, for example distribution, ghcr or harbor; a wrong one names them all." required:"" placeholder:"KIND"`
 	Header    []string `help:"Header of the call; may be repeated." short:"H" sep:"none" placeholder:"'NAME: VALUE'"`
 	Registry  string   `help:"Registry host that the source is configured for." placeholder:"HOST"`
 	Secret    string   `help:"Verify the call with this secret (better: --secret-env)." placeholder:"SECRET"`

@@ -174,7 +174,7 @@ func pointer(s string) *string {
 func Decode(kind string, req Request) ([]Event, error) {
 	k, ok := Find(kind)
 	if !ok {
-		return nil, fmt.Errorf("%q: %w", kind, ErrUnknownKind)
+		return nil, fmt.Errorf("%q: %w: it is none of %s", clean(kind, 64), ErrUnknownKind, strings.Join(KindNames(), ", "))
 	}
 	events, err := k.decode(req)
 	if err != nil {

@@ -140,6 +140,15 @@ func Kinds() []Kind {
 	}
 }
 
+// KindNames returns the names of all kinds.
+func KindNames() []string {
+	var names []string
+	for _, k := range Kinds() {
+		names = append(names, k.Name)
+	}
+	return names
+}
+
 // Find returns the kind of the given name.
 func Find(name string) (Kind, bool) {
 	for _, k := range Kinds() {
