@@ -290,3 +290,20 @@ type Unlisted struct {
 	Repository string `json:"repository"`
 	Reason     string `json:"reason"`
 }
+
+// Severities of a ConfigProblem.
+const (
+	ConfigError   = "error"   // services do not start with it
+	ConfigWarning = "warning" // they do, and somebody should look
+)
+
+// ConfigProblem is one entry of what `tidewaiter config check --output json`
+// prints: a mistake in a configuration. It holds no secret.
+type ConfigProblem struct {
+	File     string `json:"file,omitempty"` // absent: the environment
+	Line     int    `json:"line,omitempty"` // from 1; absent: of no line
+	Path     string `json:"path,omitempty"` // of the setting, for example registries[0].caFile
+	Problem  string `json:"problem"`
+	Cure     string `json:"cure"`
+	Severity string `json:"severity"` // "error" or "warning"
+}

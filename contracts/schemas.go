@@ -45,6 +45,7 @@ func Documents() []DocumentKind {
 		{"cli-sweep", func() any { return new(Sweep) }},
 		{"cli-report", func() any { return new(FleetReport) }},
 		{"cli-dlq", func() any { return new(DeadLetter) }},
+		{"cli-config-check", func() any { return new(ConfigProblem) }},
 		{"cli-dlq-summary", func() any { return new(DeadLetterSummary) }},
 	}
 }

@@ -65,6 +65,11 @@ func (s Secret) Read(lookupEnv func(string) (string, bool)) (string, error) {
 	return "", nil
 }
 
+// Source returns a function that reads the secret anew at each call.
+func (s Secret) Source(lookupEnv func(string) (string, bool)) func() (string, error) {
+	return func() (string, error) { return s.Read(lookupEnv) }
+}
+
 // TLS names the PEM files of a client, and is the section "tls" of what it connects to.
 type TLS struct {
 	CAFile     string `yaml:"caFile"`     // authorities of the server; empty: the system's

@@ -94,9 +94,6 @@ func (c Config) Validate() error {
 				wrong("sentinel.addresses[%d] is %q, host:port is needed", i, a)
 			}
 		}
-		if c.Sentinel.PasswordFile != "" && c.Sentinel.PasswordEnv != "" {
-			wrong("sentinel.passwordFile: the password is named by passwordFile and by passwordEnv, keep one")
-		}
 	}
 	for i, a := range c.Cluster {
 		if _, _, err := net.SplitHostPort(a); err != nil {

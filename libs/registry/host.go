@@ -23,8 +23,6 @@ import (
 	"github.com/regclient/regclient/types/manifest"
 	"github.com/regclient/regclient/types/mediatype"
 	"github.com/regclient/regclient/types/ref"
-
-	"github.com/tidewaiter/tidewaiter/contracts"
 )
 
 const (
@@ -53,10 +51,7 @@ type host struct {
 }
 
 func newHost(cfg Host, budget Budget, log *slog.Logger) (*host, error) {
-	if !contracts.ValidRegistry(cfg.Name) {
-		return nil, fmt.Errorf("host %q: %w", cfg.Name, ErrInvalidName)
-	}
-	if err := cfg.Rate.validate(); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	if cfg.Concurrency <= 0 {
@@ -86,6 +81,9 @@ func newHost(cfg Host, budget Budget, log *slog.Logger) (*host, error) {
 
 // credentials reads the user and the password as they are now.
 func (h *host) credentials() (user, pass string, err error) {
+	if h.cfg.PasswordEnv != "" && h.cfg.PasswordFile != "" {
+		return "", "", errors.New("the password is named by passwordFile and by passwordEnv, keep one")
+	}
 	pass = h.cfg.Password
 	if h.cfg.PasswordEnv != "" {
 		pass = os.Getenv(h.cfg.PasswordEnv)

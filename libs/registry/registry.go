@@ -44,6 +44,30 @@ type Host struct {
 	Rate         Rate     `yaml:"rate"`         // what may be asked of it
 }
 
+// Validate returns everything that is wrong with h.
+func (h Host) Validate() error {
+	var problems []error
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if !contracts.ValidRegistry(h.Name) {
+		wrong("host %q is no registry: %w, write it as in image names, host or host:port", h.Name, ErrInvalidName)
+	}
+	if h.Concurrency < 0 {
+		wrong("concurrency is %d, it must not be negative", h.Concurrency)
+	}
+	if h.PlainHTTP && (h.CAFile != "" || h.CertFile != "") {
+		wrong("plainHTTP: there is no TLS with it, keep it or the certificates")
+	}
+	for i, p := range h.PathPrefixes {
+		if trimmed := strings.Trim(p, "/"); trimmed != "" && !contracts.ValidRepository(trimmed) {
+			wrong("pathPrefixes[%d] is %q, write a repository or the path above some", i, p)
+		}
+	}
+	if err := h.Rate.validate(); err != nil {
+		problems = append(problems, err)
+	}
+	return errors.Join(problems...)
+}
+
 // Ref names a manifest: by digest where that is set, else by tag.
 type Ref struct {
 	Registry, Repository, Tag, Digest string

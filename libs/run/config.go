@@ -3,7 +3,6 @@ package run
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/url"
 	"os"
@@ -70,7 +69,7 @@ type Config struct {
 	Database   DatabaseConfig
 	Registries []registry.Host
 
-	path      string
+	doc       *document
 	root      map[string]ast.Node // by top-level key
 	lookupEnv func(string) (string, bool)
 }
@@ -105,82 +104,80 @@ func Load(path string, lookupEnv func(string) (string, bool)) (*Config, error) {
 
 // Parse is Load for content that is at hand; path only names it in errors.
 func Parse(path string, content []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
-	c, err := parse(path, content, lookupEnv)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.environment(); err != nil {
+	c, problems := parse(path, content, lookupEnv)
+	problems = append(problems, c.environment()...)
+	if err := problemsError(problems); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-func parse(path string, content []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
-	c := &Config{path: path, root: map[string]ast.Node{}, lookupEnv: lookupEnv}
-	file, err := parser.ParseBytes(content, 0)
+// parse returns what could be read, and every mistake.
+func parse(path string, content []byte, lookupEnv func(string) (string, bool)) (*Config, []Problem) {
+	if path == "" {
+		path = "configuration"
+	}
+	c := &Config{doc: newDocument(path, nil), root: map[string]ast.Node{}, lookupEnv: lookupEnv}
+	file, err := parser.ParseBytes(content, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		return nil, c.problem(err)
+		return c, []Problem{c.syntax(err)}
 	}
 	if len(file.Docs) > 1 {
-		return nil, fmt.Errorf("%s: holds %d YAML documents, one is expected: %w", c.name(), len(file.Docs), ErrConfig)
+		return c, []Problem{c.doc.problem("", fmt.Sprintf("the file holds %d YAML documents", len(file.Docs)), "keep one: take the lines --- out")}
 	}
-	var problems []error
+	var problems []Problem
 	if len(file.Docs) == 1 && file.Docs[0].Body != nil {
+		c.doc = newDocument(path, file.Docs[0].Body)
 		problems = c.index(file.Docs[0].Body)
 	}
-	for section, into := range map[string]any{
-		"log": &c.Log, "http": &c.HTTP, "kafka": &c.Kafka, "redis": &c.Redis,
-		"database": &c.Database, "registries": &c.Registries,
-	} {
-		problems = append(problems, c.decode(section, into))
+	for section, into := range c.commonSections() {
+		problems = append(problems, c.decode(section, into)...)
 	}
-	if err := errors.Join(problems...); err != nil {
-		return nil, err
-	}
-	return c, nil
+	sortProblems(problems)
+	return c, problems
 }
 
-func (c *Config) index(body ast.Node) []error {
-	var entries []*ast.MappingValueNode
-	switch n := body.(type) {
-	case *ast.MappingNode:
-		entries = n.Values
-	case *ast.MappingValueNode:
-		entries = []*ast.MappingValueNode{n}
-	case *ast.NullNode, *ast.CommentGroupNode:
+func (c *Config) commonSections() map[string]any {
+	return map[string]any{
+		"log": &c.Log, "http": &c.HTTP, "kafka": &c.Kafka, "redis": &c.Redis, "database": &c.Database, "registries": &c.Registries,
+	}
+}
+
+// index finds the sections.
+func (c *Config) index(body ast.Node) []Problem {
+	if t := body.Type(); t == ast.NullType || t == ast.CommentType {
 		return nil
-	default:
-		return []error{fmt.Errorf("%s:%d: the file must hold sections (\"kafka:\", \"registries:\", …): %w",
-			c.name(), body.GetToken().Position.Line, ErrConfig)}
+	}
+	d := decoding{document: c.doc}
+	entries, ok := d.entries(body, "", "a file of sections (\"kafka:\", \"registries:\", …)")
+	if !ok {
+		return d.problems
 	}
 	known := append(slices.Clone(common), Services()...)
-	var problems []error
 	for _, e := range entries {
-		key := e.Key.String()
-		if quoted, ok := e.Key.(*ast.StringNode); ok {
-			key = quoted.Value
-		}
-		if !slices.Contains(known, key) {
-			problems = append(problems, fmt.Errorf("%s:%d: unknown section %q, known are %s: %w",
-				c.name(), e.GetToken().Position.Line, key, strings.Join(known, ", "), ErrConfig))
+		if slices.Contains(known, e.key) {
+			c.root[e.key] = e.value
 			continue
 		}
-		c.root[key] = e.Value
+		cure := "known are " + strings.Join(known, ", ")
+		if likely := nearest(e.key, known); likely != "" {
+			cure = fmt.Sprintf("did you mean %q?", likely)
+		}
+		d.wrong(e.path, e.line, "unknown section", cure)
 	}
-	return problems
+	return d.problems
 }
 
-// decode reads one section into the struct or slice that into points at.
+// decode reads one section into the struct, map or slice that into points at.
 // Absent sections leave it as it is.
-func (c *Config) decode(section string, into any) error {
+func (c *Config) decode(section string, into any) []Problem {
 	node, ok := c.root[section]
-	if !ok || node.Type() == ast.NullType {
+	if !ok {
 		return nil
 	}
-	if err := yaml.NodeToValue(node, into, yaml.Strict()); err != nil {
-		return c.problem(err)
-	}
-	return nil
+	d := decoding{document: c.doc}
+	d.decode(node, reflect.ValueOf(into).Elem(), section)
+	return d.problems
 }
 
 // Secret reads a secret from a file or an environment variable, whichever is
@@ -210,24 +207,28 @@ func Secret(what, file, env string, lookupEnv func(string) (string, bool)) (stri
 // key by key, anything else is replaced.
 func (c *Config) With(sections map[string]any) (*Config, error) {
 	merged := map[string]any{}
+	d := decoding{document: c.doc}
 	for name, node := range c.root {
-		var v any
-		if err := yaml.NodeToValue(node, &v); err != nil {
-			return nil, c.problem(err)
-		}
-		merged[name] = v
+		merged[name] = d.plain(node, name)
+	}
+	if err := problemsError(d.problems); err != nil {
+		return nil, err
 	}
 	content, err := yaml.Marshal(merge(merged, sections))
 	if err != nil {
 		return nil, fmt.Errorf("merge configuration: %w", err)
 	}
 	// Addresses were merged in: of the environment, only variables that the file names are still looked up.
-	return parse(c.path, content, c.lookupEnv)
+	out, problems := parse(c.doc.file, content, c.lookupEnv)
+	if err := problemsError(problems); err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // Without returns the configuration without a section.
 func (c *Config) Without(section string) (*Config, error) {
-	out := &Config{path: c.path, root: maps.Clone(c.root), lookupEnv: c.lookupEnv}
+	out := &Config{doc: c.doc, root: maps.Clone(c.root), lookupEnv: c.lookupEnv}
 	delete(out.root, section)
 	return out.With(nil)
 }
@@ -235,11 +236,14 @@ func (c *Config) Without(section string) (*Config, error) {
 // Fill returns a section as With takes it: what the file says goes before
 // defaults, key by key.
 func (c *Config) Fill(section string, defaults map[string]any) map[string]any {
-	own := map[string]any{}
-	if node, ok := c.root[section]; ok {
-		if err := yaml.NodeToValue(node, &own); err != nil {
-			return defaults // no mapping: With and the section's own check say so
-		}
+	node, ok := c.root[section]
+	if !ok {
+		return defaults
+	}
+	d := decoding{document: c.doc}
+	own, ok := d.plain(node, section).(map[string]any)
+	if !ok {
+		return defaults // no mapping: With and the section's own check say so
 	}
 	return merge(defaults, own)
 }
@@ -258,51 +262,49 @@ func merge(into, from map[string]any) map[string]any {
 	return out
 }
 
-// CheckSection decodes and validates a section without running anything.
+// CheckSection decodes and validates a section without running anything. Every
+// mistake in it is reported, with its line; errors.Is(err, ErrConfig).
 func (c *Config) CheckSection(name string, into any) error {
-	if err := c.decode(name, into); err != nil {
-		return err
-	}
+	return problemsError(c.section(name, into))
+}
+
+// section decodes and validates.
+func (c *Config) section(name string, into any) []Problem {
+	problems := c.decode(name, into)
 	v, ok := into.(interface{ Validate() error })
-	if !ok {
-		return nil
+	if !ok || len(problems) > 0 {
+		return problems // what could not be read is not judged
 	}
-	if err := v.Validate(); err != nil {
-		where := c.name()
-		if node, ok := c.root[name]; ok {
-			where = fmt.Sprintf("%s:%d", where, node.GetToken().Position.Line)
-		}
-		return fmt.Errorf("%s: section %q: %w: %w", where, name, err, ErrConfig)
+	return append(problems, c.validated(name, reflect.TypeOf(into), v.Validate())...)
+}
+
+// validated returns what a Validate said, with its lines.
+func (c *Config) validated(name string, t reflect.Type, err error) []Problem {
+	var problems []Problem
+	for _, message := range flatten(err) {
+		message = strings.TrimPrefix(message, name+": ")
+		path := c.doc.locate(name, t, message)
+		problem, cure := splitCure(message, path)
+		problems = append(problems, c.doc.problem(path, problem, cure))
 	}
-	return nil
+	return problems
 }
 
 // Has says whether the file holds a section.
 func (c *Config) Has(section string) bool { return c.root[section] != nil }
 
-func (c *Config) name() string {
-	if c.path == "" {
-		return "configuration"
-	}
-	return c.path
-}
-
-// problem turns an error of the YAML library into one line that says where,
-// without the source text around it, which may hold a secret.
-func (c *Config) problem(err error) error {
-	var pathErr *fs.PathError
-	if errors.As(err, &pathErr) {
-		return fmt.Errorf("%s: %w: %w", c.name(), err, ErrConfig)
-	}
+// syntax turns an error of the YAML library into a problem, without the source
+// text around it, which may hold a secret.
+func (c *Config) syntax(err error) Problem {
+	p := c.doc.problem("", "this is no YAML", "mind indentation and quotes")
 	var y yaml.Error
 	if errors.As(err, &y) {
-		line := 0
+		p.Problem = y.GetMessage()
 		if t := y.GetToken(); t != nil && t.Position != nil {
-			line = t.Position.Line
+			p.Line = t.Position.Line
 		}
-		return fmt.Errorf("%s:%d: %s: %w", c.name(), line, y.GetMessage(), ErrConfig)
 	}
-	return fmt.Errorf("%s: %s: %w", c.name(), reflect.TypeOf(err), ErrConfig)
+	return p
 }
 
 // RedactURL returns a URL without its user's password; what is no URL is not

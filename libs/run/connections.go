@@ -67,7 +67,7 @@ func (c *Config) secret(what, file, env string) (func() (string, error), error) 
 	if _, err := s.Read(c.lookupEnv); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", what, err, ErrConfig)
 	}
-	return func() (string, error) { return s.Read(c.lookupEnv) }, nil
+	return s.Source(c.lookupEnv), nil
 }
 
 // sourceOf returns how certificates are read at every connection.

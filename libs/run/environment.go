@@ -2,12 +2,13 @@ package run
 
 import (
 	"errors"
-	"fmt"
 	"reflect"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
 )
 
 // environmentPrefix begins the variables that go before the file.
@@ -16,93 +17,89 @@ const environmentPrefix = "TIDEWAITER_"
 var durationType = reflect.TypeFor[time.Duration]()
 
 // environment lays what the environment says over the file.
-func (c *Config) environment() error {
-	var problems []error
-	for section, into := range map[string]any{
-		"log": &c.Log, "http": &c.HTTP, "kafka": &c.Kafka, "redis": &c.Redis, "database": &c.Database,
-	} {
-		_, err := c.override(environmentPrefix+strings.ToUpper(section), reflect.ValueOf(into).Elem())
-		problems = append(problems, err)
+func (c *Config) environment() []Problem {
+	var problems []Problem
+	for section, into := range c.commonSections() {
+		if section == "registries" {
+			continue // a list has no names
+		}
+		_, own := c.override(environmentPrefix+strings.ToUpper(section), reflect.ValueOf(into).Elem())
+		problems = append(problems, own...)
 	}
-	return errors.Join(problems...)
+	return problems
 }
 
 // override sets the fields of a struct for which there is a variable: prefix,
 // "_" and the field's key, with "_" before what are capitals in it. It says
 // whether there was one.
-func (c *Config) override(prefix string, v reflect.Value) (bool, error) {
-	var problems []error
-	found := false
+func (c *Config) override(prefix string, v reflect.Value) (found bool, problems []Problem) {
 	for i := range v.NumField() {
 		key, inline := yamlKey(v.Type().Field(i))
 		field := v.Field(i)
 		name := prefix + "_" + variable(key)
 		var set bool
-		var err error
+		var own []Problem
 		switch {
 		case inline:
-			set, err = c.override(prefix, field)
+			set, own = c.override(prefix, field)
 		case key == "":
 			continue
 		case field.Kind() == reflect.Struct:
-			set, err = c.override(name, field)
+			set, own = c.override(name, field)
 		case field.Kind() == reflect.Pointer && field.Type().Elem().Kind() == reflect.Struct:
-			own := reflect.New(field.Type().Elem())
+			copied := reflect.New(field.Type().Elem())
 			if !field.IsNil() {
-				own.Elem().Set(field.Elem())
+				copied.Elem().Set(field.Elem())
 			}
-			if set, err = c.override(name, own.Elem()); set {
-				field.Set(own)
+			if set, own = c.override(name, copied.Elem()); set {
+				field.Set(copied)
 			}
 		default:
-			set, err = c.setFrom(name, field)
+			set, own = c.setFrom(name, field)
 		}
 		found = found || set
-		problems = append(problems, err)
+		problems = append(problems, own...)
 	}
-	return found, errors.Join(problems...)
+	return found, problems
 }
 
-// setFrom sets one field from one variable.
-func (c *Config) setFrom(name string, field reflect.Value) (bool, error) {
+// setFrom sets one field from one variable. Values are never repeated.
+func (c *Config) setFrom(name string, field reflect.Value) (bool, []Problem) {
 	text, ok := c.lookupEnv(name)
 	if !ok {
 		return false, nil
 	}
-	var err error
+	if err := parseInto(text, field); err != nil {
+		return false, []Problem{{
+			Problem: "environment variable " + name + ": " + wantOf(field) + " is expected",
+			Cure:    "write " + exampleOf(field), Severity: contracts.ConfigError,
+		}}
+	}
+	return true, nil
+}
+
+func parseInto(text string, field reflect.Value) (err error) {
 	switch {
 	case field.Type() == durationType:
 		var d time.Duration
-		if d, err = time.ParseDuration(text); err == nil {
-			field.SetInt(int64(d))
-		} else {
-			err = errors.New("is no duration such as 90s or 10m")
-		}
+		d, err = time.ParseDuration(text)
+		field.SetInt(int64(d))
 	case field.Kind() == reflect.String:
 		field.SetString(text)
 	case field.CanInt():
 		var n int64
-		if n, err = strconv.ParseInt(text, 10, 64); err == nil {
-			field.SetInt(n)
-		} else {
-			err = errors.New("is no whole number")
-		}
+		n, err = strconv.ParseInt(text, 10, 64)
+		field.SetInt(n)
 	case field.Kind() == reflect.Bool:
 		var b bool
-		if b, err = strconv.ParseBool(text); err == nil {
-			field.SetBool(b)
-		} else {
-			err = errors.New("is neither true nor false")
-		}
+		b, err = strconv.ParseBool(text)
+		field.SetBool(b)
 	case field.Type() == reflect.TypeFor[[]string]():
 		field.Set(reflect.ValueOf(strings.Split(text, ",")))
 	default:
-		err = errors.New("cannot be set by a variable, write it in the file")
+		return errors.New("only the file can say this")
 	}
-	if err != nil {
-		return false, fmt.Errorf("environment variable %s %w: %w", name, err, ErrConfig)
-	}
-	return true, nil
+	return err
 }
 
 // yamlKey returns a field's key in the file, "" where it has none, and whether

@@ -37,7 +37,7 @@ func TestParseReportsEveryMistakeWithItsLine(t *testing.T) {
 	if !errors.Is(err, ErrConfig) {
 		t.Fatalf("got %v, want ErrConfig", err)
 	}
-	for _, want := range []string{"c.yaml:3:", "brokerz", "c.yaml:4:", `"kafak"`, "c.yaml:7:"} {
+	for _, want := range []string{"c.yaml:3:", "brokerz", "c.yaml:4: kafak", `did you mean "kafka"?`, "c.yaml:7:"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in:\n%v", want, err)
 		}

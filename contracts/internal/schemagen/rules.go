@@ -52,6 +52,8 @@ func closed(field string) []string {
 		return []string{"PASSED", "FAILED"}
 	case "Sweep.State":
 		return []string{contracts.SweepRunning, contracts.SweepComplete, contracts.SweepIncomplete, contracts.SweepFailed}
+	case "ConfigProblem.Severity":
+		return []string{contracts.ConfigError, contracts.ConfigWarning}
 	case "WebhookEvent.Action":
 		return []string{"push", "delete", "ignore"}
 	}
