@@ -303,7 +303,7 @@ type ConfigProblem struct {
 	File     string `json:"file,omitempty"` // absent: the environment
 	Line     int    `json:"line,omitempty"` // from 1; absent: of no line
 	Path     string `json:"path,omitempty"` // of the setting, for example registries[0].caFile
-	Problem  string `json:"problem"`
-	Cure     string `json:"cure"`
-	Severity string `json:"severity"` // "error" or "warning"
+	Problem  string `json:"problem"`        // what is wrong; values are not repeated where they may be secret
+	Cure     string `json:"cure"`           // what to do about it
+	Severity string `json:"severity"`       // "error" or "warning"
 }

@@ -99,17 +99,20 @@ func (c *Checked) files(v reflect.Value, path string, services []string) {
 	}
 }
 
-// File notes it when a file that a setting names, and whose key does not end
-// with "File", cannot be read.
-func (c *Checked) File(path, name string) bool {
+// File notes it, as a mistake or a warning, when a file that a setting names,
+// and whose key does not end with "File", cannot be read. It says whether it can.
+func (c *Checked) File(path, name, severity string) bool {
 	if name == "" || c.elsewhere {
 		return false
 	}
-	if _, err := os.ReadFile(name); err != nil { //nolint:gosec // a file that the configuration names
-		c.Wrong(path, fmt.Sprintf("%s cannot be read: %s", name, pathless(err)), "put it there, readable for the user that services run as")
-		return false
+	_, err := os.Stat(name)
+	if err == nil {
+		return true
 	}
-	return true
+	p := c.doc.problem(path, fmt.Sprintf("%s cannot be read: %s", name, pathless(err)), "put it there, readable for the user that services run as")
+	p.Severity = severity
+	c.add(p)
+	return false
 }
 
 // add notes problems.
@@ -123,6 +126,15 @@ func (c *Checked) Warn(path, problem, cure string) {
 	p := c.doc.problem(path, problem, cure)
 	p.Severity = contracts.ConfigWarning
 	c.add(p)
+}
+
+// Judge notes what else is known of a section: messages in the form of
+// Validate, see place.
+func (c *Checked) Judge(section string, into any, err error, severity string) {
+	for _, p := range c.validated(section, reflect.TypeOf(into), err) {
+		p.Severity = severity
+		c.add(p)
+	}
 }
 
 // Sort orders the problems by line.

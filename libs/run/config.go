@@ -272,10 +272,23 @@ func (c *Config) CheckSection(name string, into any) error {
 func (c *Config) section(name string, into any) []Problem {
 	problems := c.decode(name, into)
 	v, ok := into.(interface{ Validate() error })
-	if !ok || len(problems) > 0 {
-		return problems // what could not be read is not judged
+	if !ok {
+		return problems
 	}
-	return append(problems, c.validated(name, reflect.TypeOf(into), v.Validate())...)
+	unread := slices.Clone(problems)
+	for _, p := range c.validated(name, reflect.TypeOf(into), v.Validate()) {
+		// What could not be read is not judged.
+		if !slices.ContainsFunc(unread, func(u Problem) bool { return within(p.Path, u.Path) || within(u.Path, p.Path) && p.Path != name }) {
+			problems = append(problems, p)
+		}
+	}
+	return problems
+}
+
+// within says whether a path is that of outer, or of what is in it.
+func within(path, outer string) bool {
+	rest, ok := strings.CutPrefix(path, outer)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 }
 
 // validated returns what a Validate said, with its lines.

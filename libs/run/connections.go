@@ -79,8 +79,8 @@ func sourceOf(what string, files credential.TLS) (func() (*tls.Config, error), e
 	return source, nil
 }
 
-// busConfig returns how the named service reaches Kafka.
-func (c *Config) busConfig(service string) (bus.Config, error) {
+// BusConfig returns how the named service reaches Kafka.
+func (c *Config) BusConfig(service string) (bus.Config, error) {
 	k := For(c.Kafka, service)
 	if len(k.Brokers) == 0 {
 		return bus.Config{}, fmt.Errorf("kafka.brokers is empty, set it or TIDEWAITER_KAFKA_BROKERS: %w", ErrConfig)

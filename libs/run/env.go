@@ -54,7 +54,7 @@ func (e *Env) Bus() (*bus.Bus, error) {
 	if e.bus != nil {
 		return e.bus, nil
 	}
-	cfg, err := e.cfg.busConfig(e.Service)
+	cfg, err := e.cfg.BusConfig(e.Service)
 	if err != nil {
 		return nil, err
 	}

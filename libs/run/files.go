@@ -21,7 +21,7 @@ const expiresSoon = 14 * 24 * time.Hour
 
 // Keys of settings that name files: what ends with "File" or "Files" does.
 var (
-	secretFiles      = []string{"passwordFile", "tokenFile", "secretFile", "valueFile", "keyFile"}
+	secretFiles      = []string{"passwordfile", "tokenfile", "secretfile", "valuefile", "keyfile"} // these, or what ends so
 	certificateFiles = []string{"caFile", "clientCAFile", "certFile"}
 )
 
@@ -127,7 +127,7 @@ func (f *files) names(value string) []string {
 
 // file looks at one file.
 func (f *files) file(key, path, name string) {
-	secret := slices.Contains(secretFiles, key)
+	secret := slices.ContainsFunc(secretFiles, func(s string) bool { return strings.HasSuffix(strings.ToLower(key), s) })
 	info, err := os.Stat(name)
 	if err == nil && info.IsDir() {
 		err = errors.New("it is a folder")

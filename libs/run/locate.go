@@ -79,6 +79,9 @@ func (p *place) step(step string) bool {
 // named goes to what has a name: an entry of a map, an entry of a list by the
 // text it is or by its name, in place or below the key that noun is the name of.
 func (p *place) named(noun, name string) bool {
+	if noun == "" && p.is(p.path, name) {
+		return true // it is there already
+	}
 	t := deref(p.t)
 	switch t.Kind() {
 	case reflect.Map:
@@ -105,13 +108,24 @@ func (p *place) entry(list string, t reflect.Type, name string) bool {
 		if _, ok := p.d.lines[at]; !ok {
 			return false
 		}
-		for _, key := range []string{"", ".name", ".host", ".id"} {
-			if text, ok := p.d.texts[at+key]; ok && text == name {
-				p.path, p.t = at, t.Elem()
-				return true
-			}
+		if p.is(at, name) {
+			p.path, p.t = at, t.Elem()
+			return true
 		}
 	}
+}
+
+// is says whether an entry of a list is a text, or has that name.
+func (p *place) is(entry, name string) bool {
+	if !strings.HasSuffix(entry, "]") {
+		return false
+	}
+	for _, key := range []string{"", ".name", ".host", ".id"} {
+		if text, ok := p.d.texts[entry+key]; ok && text == name {
+			return true
+		}
+	}
+	return false
 }
 
 func deref(t reflect.Type) reflect.Type {

@@ -66,7 +66,7 @@ func sortProblems(list []Problem) {
 }
 
 // userinfo finds credentials in what looks like an address: user:password@.
-var userinfo = regexp.MustCompile(`[^\s"'/@]*:[^\s"'@]*@`)
+var userinfo = regexp.MustCompile(`[^\s"'/@:]*:[^\s"'/@][^\s"'@]*@`)
 
 // redact hides what looks like credentials in a text that quotes a setting.
 func redact(text string) string { return userinfo.ReplaceAllString(text, "xxxxx@") }
@@ -106,7 +106,7 @@ func flatten(err error) []string {
 func joins(err error, parts []string) bool { return err.Error() == strings.Join(parts, "\n") }
 
 // imperatives begin the part of a message that says what to do.
-var imperatives = regexp.MustCompile(`(?:, |; |: | \()((?:want|name|set|list|keep|use|write|add|give|change|it must|must|at least|at most|exactly|known|known are|need|` +
+var imperatives = regexp.MustCompile(`(?:, |; |: | \()((?:want|name|set|list|keep|use|write|add|give|change|it must|it needs|they belong|must|at least|at most|exactly|known|known are|need|` +
 	`one of|only|likely|host:port|owner/|the project's|the name in)\b.*)$`)
 
 // splitCure parts what is wrong from what to do, in a message of Validate.

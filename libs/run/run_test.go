@@ -81,7 +81,7 @@ func TestEnvironmentGoesBeforeTheFile(t *testing.T) {
 	if c.Redis.URL != "redis://file" {
 		t.Errorf("redis url %q", c.Redis.URL)
 	}
-	k, err := c.busConfig("planner")
+	k, err := c.BusConfig("planner")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ registries: [{host: r.example.com, username: "robot-{service}", certFile: "{serv
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := c.busConfig("attestor")
+	k, err := c.BusConfig("attestor")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,10 @@ import (
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
 )
 
+// cliName is what the command line is called where services have names: in
+// credentials of their own ({service}) and in Kafka.
+const cliName = "cli"
+
 // serverFlags say which Tidewaiter a command talks to: one that runs on a data
 // directory, or one by URL.
 type serverFlags struct {

@@ -1,97 +1,108 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 
-	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/run"
-	"github.com/tidewaiter/tidewaiter/services/advisor"
-	"github.com/tidewaiter/tidewaiter/services/analyzer"
-	"github.com/tidewaiter/tidewaiter/services/assembler"
-	"github.com/tidewaiter/tidewaiter/services/attestor"
-	"github.com/tidewaiter/tidewaiter/services/catalog"
-	"github.com/tidewaiter/tidewaiter/services/gatekeeper"
-	"github.com/tidewaiter/tidewaiter/services/intake"
-	"github.com/tidewaiter/tidewaiter/services/matcher"
-	"github.com/tidewaiter/tidewaiter/services/planner"
-	"github.com/tidewaiter/tidewaiter/services/sweeper"
-	"github.com/tidewaiter/tidewaiter/services/ticketer"
 )
 
 // configCmd holds the commands about configuration.
 type configCmd struct {
-	Check configCheckCmd `cmd:"" help:"Report every mistake in a configuration file, with its line; nothing is connected to."`
+	Check configCheckCmd `cmd:"" help:"Report every mistake in a configuration file, with its line and its cure; nothing is connected to."`
 }
 
 type configCheckCmd struct {
-	File string `arg:"" help:"Configuration file." type:"path"`
+	File      string   `arg:"" help:"Configuration file." type:"path"`
+	Services  []string `arg:"" optional:"" help:"The services that shall run with it, as of 'tidewaiter run'; default: all where the file names a Kafka or Redis, else it is for 'tidewaiter up'." name:"service"`
+	Elsewhere bool     `help:"The file is for another machine: the files and environment variables that it names are not looked for."`
+	Output    string   `help:"text or json." enum:"text,json" default:"text"`
 }
 
 func (*configCheckCmd) Help() string {
-	return "Prints what was understood, without any secret.\n\nExample:\n  tidewaiter config check tidewaiter.yaml"
+	return "Exit code 2 when there are mistakes; warnings alone are 0. Secrets are never printed.\n\n" +
+		"Examples:\n  tidewaiter config check tidewaiter.yaml\n  tidewaiter config check tidewaiter.yaml planner analyzer --output json"
 }
 
 func (c *configCheckCmd) Run(s *streams) error {
-	cfg, err := run.Load(c.File, os.LookupEnv)
+	checked, err := check(c.File, c.Services, c.Elsewhere, os.LookupEnv)
 	if err != nil {
-		return usage(err)
+		return err
 	}
-	var problems []error
-	var sources intake.Sources
-	for _, section := range []struct {
-		name string
-		into any
-	}{
-		{"sources", &sources},
-		{"intake", ptr(intake.DefaultConfig())},
-		{"planner", ptr(planner.DefaultConfig())},
-		{"analyzer", ptr(analyzer.DefaultConfig())},
-		{"assembler", ptr(assembler.DefaultConfig())},
-		{"matcher", ptr(matcher.DefaultConfig())},
-		{"attestor", ptr(attestor.DefaultConfig())},
-		{"catalog", ptr(catalog.DefaultConfig())},
-		{"advisor", ptr(advisor.DefaultConfig())},
-		{"ticketer", ptr(ticketer.DefaultConfig())},
-		{"gatekeeper", ptr(gatekeeper.DefaultConfig())},
-		{"sweeper", ptr(sweeper.DefaultConfig())},
-	} {
-		if !cfg.Has(section.name) {
-			continue // a process runs some services; what it does not name it does not need
+	bad := checked.Err()
+	if c.Output == "json" {
+		list := checked.Problems
+		if list == nil {
+			list = []contracts.ConfigProblem{}
 		}
-		problems = append(problems, cfg.CheckSection(section.name, section.into))
-		if sources, ok := section.into.(*intake.Sources); ok {
-			if err := sweeper.CheckSources(*sources); err != nil {
-				problems = append(problems, fmt.Errorf("%s: section \"sources\": %w", c.File, err))
-			}
+		if err := printJSON(s.out, list); err != nil {
+			return err
+		}
+	} else {
+		for _, p := range checked.Problems {
+			fmt.Fprintln(s.out, run.Line(p))
 		}
 	}
-	if _, err := registry.New(cfg.Registries, s.log); err != nil {
-		problems = append(problems, fmt.Errorf("%s: section \"registries\": %w", c.File, err))
+	if bad != nil {
+		return usage(fmt.Errorf("%s cannot be used: %s", c.File, counted(checked.Problems)))
 	}
-	if err := errors.Join(problems...); err != nil {
-		return usage(err)
+	if c.Output == "text" {
+		understood(s, c.File, checked)
 	}
-	for _, w := range sources.Warnings() {
-		fmt.Fprintf(s.err, "warning: %s\n", w)
+	return nil
+}
+
+// understood prints what the file means, without any secret.
+func understood(s *streams, file string, cfg *run.Checked) {
+	good := " is good"
+	if len(cfg.Problems) > 0 {
+		good += ", with " + counted(cfg.Problems)
 	}
+	fmt.Fprintf(s.out, "%s%s\n", file, good)
 	password := func(file, env string) string {
 		if file == "" && env == "" {
 			return "no password"
 		}
 		return "password set"
 	}
-	fmt.Fprintf(s.out, "%s is good\n", c.File)
 	k, r := cfg.Kafka, cfg.Redis
 	fmt.Fprintf(s.out, "  kafka       %s, user %q, %s, prefix %q\n", strings.Join(k.Brokers, ","), k.Username, password(k.PasswordFile, k.PasswordEnv), k.Prefix)
-	fmt.Fprintf(s.out, "  redis       %s, %s\n", run.RedactURL(r.URL), password(r.PasswordFile, r.PasswordEnv))
+	at := run.RedactURL(r.URL)
+	switch {
+	case r.Sentinel != nil:
+		at = fmt.Sprintf("%q by sentinels %s", r.Sentinel.Master, strings.Join(r.Sentinel.Addresses, ","))
+	case len(r.Cluster) > 0:
+		at = "cluster " + strings.Join(r.Cluster, ",")
+	}
+	fmt.Fprintf(s.out, "  redis       %s, %s\n", at, password(r.PasswordFile, r.PasswordEnv))
 	fmt.Fprintf(s.out, "  database    %s\n", run.RedactURL(cfg.Database.URL))
 	for _, h := range cfg.Registries {
 		fmt.Fprintf(s.out, "  registry    %s, user %q\n", h.Name, h.Username)
 	}
-	return nil
 }
 
-func ptr[T any](v T) *T { return &v }
+// counted says how many problems there are, of each kind.
+func counted(list []contracts.ConfigProblem) string {
+	mistakes := 0
+	for _, p := range list {
+		if p.Severity == contracts.ConfigError {
+			mistakes++
+		}
+	}
+	var parts []string
+	for _, n := range []struct {
+		count     int
+		one, many string
+	}{{mistakes, "mistake", "mistakes"}, {len(list) - mistakes, "warning", "warnings"}} {
+		switch n.count {
+		case 0:
+		case 1:
+			parts = append(parts, "1 "+n.one)
+		default:
+			parts = append(parts, fmt.Sprintf("%d %s", n.count, n.many))
+		}
+	}
+	return strings.Join(parts, " and ")
+}

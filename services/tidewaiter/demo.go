@@ -238,7 +238,7 @@ func (d *demo) tellOwn(ctx context.Context, f *follower) error {
 	if err != nil {
 		return err
 	}
-	hosts := append(slices.Clone(cfg.Registries), d.all.RegistryHost())
+	hosts := append(cfg.Hosts(cliName), d.all.RegistryHost())
 	if !slices.ContainsFunc(hosts, func(h registry.Host) bool { return h.Name == from.Registry }) {
 		hosts = append(hosts, registryFlags{}.host(from.Registry))
 	}

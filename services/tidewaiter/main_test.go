@@ -50,7 +50,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"scan"}, run.ExitUsage, "<image>"},
 		{[]string{"scan", "x", "--output", "xml"}, run.ExitUsage, "--output"},
 		{[]string{"run", "nobody"}, run.ExitUsage, `no service "nobody"`},
-		{[]string{"run", "planner"}, run.ExitUsage, "kafka.brokers is empty"},
+		{[]string{"run", "planner"}, run.ExitUsage, "kafka.brokers: it is not set, and needed by planner"},
 		{[]string{"where", "a/b:c", "--data", empty}, run.ExitUnavailable, "tidewaiter up --data"},
 		{[]string{"report", "--data", empty}, run.ExitUnavailable, "nothing is running"},
 		{[]string{"dlq", "list", "--data", empty}, run.ExitUnavailable, "nothing is running"},
@@ -100,41 +100,6 @@ func TestKeysGenerateNeverOverwrites(t *testing.T) {
 	after, err := os.ReadFile(out + ".key")
 	if err != nil || !bytes.Equal(before, after) {
 		t.Error("the key was overwritten")
-	}
-}
-
-func TestConfigCheck(t *testing.T) {
-	t.Setenv("EXAMPLE_REGISTRY_PASSWORD", "hunter2")
-	t.Setenv("EXAMPLE_HOOK_TOKEN", "hunter3")
-	code, stdout, stderr := tidewaiter(t, "", "config", "check", "../../deploy/tidewaiter.example.yaml")
-	if code != run.ExitOK || !strings.Contains(stdout, "is good") {
-		t.Errorf("the example: exit code %d\n%s%s", code, stdout, stderr)
-	}
-	if strings.Contains(stdout+stderr, "hunter") {
-		t.Error("a secret was printed")
-	}
-	open := filepath.Join(t.TempDir(), "open.yaml")
-	content := "sources:\n  hub:\n    kind: ghcr\n    registry: ghcr.io\n    auth: {none: true}\n"
-	if err := os.WriteFile(open, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	code, _, stderr = tidewaiter(t, "", "config", "check", open)
-	if code != run.ExitOK || !strings.Contains(stderr, `warning: source "hub": anybody may send to it`) {
-		t.Errorf("a source that is open: exit code %d\n%s", code, stderr)
-	}
-	bad := filepath.Join(t.TempDir(), "bad.yaml")
-	content = "sources:\n  x:\n    kind: fax\n    registry: r.example.com\n    auth: {}\nintake:\n  listen: ''\nplanner:\n  attempts: -1\n"
-	if err := os.WriteFile(bad, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	code, _, stderr = tidewaiter(t, "", "config", "check", bad)
-	if code != run.ExitUsage {
-		t.Errorf("exit code %d", code)
-	}
-	for _, want := range []string{`kind "fax"`, "auth", "listen is empty", "attempts", bad + ":"} {
-		if !strings.Contains(stderr, want) {
-			t.Errorf("%q is not in\n%s", want, stderr)
-		}
 	}
 }
 

@@ -66,7 +66,7 @@ func (f registryFlags) client(s *streams, refs ...registry.Ref) (*registry.Clien
 	if err != nil {
 		return nil, err
 	}
-	hosts := slices.Clone(cfg.Registries)
+	hosts := cfg.Hosts(cliName)
 	for _, ref := range refs {
 		if slices.ContainsFunc(hosts, func(h registry.Host) bool { return h.Name == ref.Registry }) {
 			continue

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -95,12 +94,9 @@ func (*runCmd) Help() string {
 }
 
 func (c *runCmd) Run(ctx context.Context, s *streams) error {
-	cfg, err := run.Load(s.config, os.LookupEnv)
+	cfg, err := checked(s, c.Services)
 	if err != nil {
 		return err
-	}
-	if strings.HasPrefix(cfg.Database.URL, "sqlite:") {
-		return usage(errors.New("database.url: services that run as processes of their own need PostgreSQL (postgres://…); SQLite is for 'tidewaiter up'"))
 	}
 	log, err := serviceLog(s, cfg)
 	if err != nil {
