@@ -203,11 +203,12 @@ intake: {listen: "127.0.0.1:8480"}
 
 // What services are named for is needed; what is not named is not.
 func TestConfigCheckForServices(t *testing.T) {
-	content := "kafka: {brokers: [\"127.0.0.1:9092\"]}\nregistries: [{host: r.example.com}]\nsources: {s: {kind: distribution, registry: r.example.com, auth: {none: true}}}\n"
-	if code, got, out := checkOf(t, content, nil, "planner"); code != run.ExitOK || len(got) != 0 {
+	token := map[string]string{"token": "t"}
+	content := "kafka: {brokers: [\"127.0.0.1:9092\"]}\nregistries: [{host: r.example.com}]\nsources: {s: {kind: distribution, registry: r.example.com, auth: {bearer: {tokenFile: DIR/token}}}}\n"
+	if code, got, out := checkOf(t, content, token, "planner"); code != run.ExitOK || len(got) != 0 {
 		t.Errorf("planner needs nothing more: exit code %d\n%s", code, out)
 	}
-	code, got, _ := checkOf(t, content, nil, "attestor")
+	code, got, _ := checkOf(t, content, token, "attestor")
 	if code != run.ExitUsage {
 		t.Errorf("exit code %d", code)
 	}
@@ -280,8 +281,8 @@ registries:
 
 // Warnings alone do not keep services from starting.
 func TestConfigCheckWithWarnings(t *testing.T) {
-	content := "kafka: {brokers: [\"k.example.com:9092\"]}\nregistries: [{host: r.example.com}]\nsources: {s: {kind: distribution, registry: r.example.com, auth: {none: true}}}\n"
-	code, got, out := checkOf(t, content, nil, "planner")
+	content := "kafka: {brokers: [\"k.example.com:9092\"]}\nregistries: [{host: r.example.com}]\nsources: {s: {kind: distribution, registry: r.example.com, auth: {bearer: {tokenFile: DIR/token}}}}\n"
+	code, got, out := checkOf(t, content, map[string]string{"token": "t"}, "planner")
 	if code != run.ExitOK || len(got) != 1 || got[0].Severity != contracts.ConfigWarning || !strings.Contains(out, "is good, with 1 warning\n") {
 		t.Errorf("exit code %d, %v\n%s", code, got, out)
 	}
