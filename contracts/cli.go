@@ -138,6 +138,16 @@ type TimelineEntry struct {
 	Details   map[string]any `json:"details,omitempty"`
 }
 
+// TagPeriod is one line of `tidewaiter where --tags --output json`: how long a
+// tag was seen to point at one digest.
+type TagPeriod struct {
+	Repository string     `json:"repository"` // with the registry
+	Tag        string     `json:"tag"`
+	Digest     *string    `json:"digest"` // null: the tag was gone
+	From       time.Time  `json:"from"`   // when it was first observed there
+	Until      *time.Time `json:"until"`  // when it was first observed elsewhere; null: it still is there
+}
+
 // AdvisoriesBuild is what `tidewaiter advisories build` prints.
 type AdvisoriesBuild struct {
 	Snapshot   string         `json:"snapshot"` // digest of the file

@@ -37,6 +37,7 @@ func Documents() []DocumentKind {
 		{"cli-scan", func() any { return new(Scan) }},
 		{"cli-verify", func() any { return new(Verification) }},
 		{"cli-where", func() any { return new(TimelineEntry) }},
+		{"cli-where-tags", func() any { return new(TagPeriod) }},
 		{"cli-advisories-build", func() any { return new(AdvisoriesBuild) }},
 		{"cli-advisories-status", func() any { return new(AdvisoriesStatus) }},
 		{"cli-webhook-decode", func() any { return new(WebhookDecode) }},

@@ -30,6 +30,7 @@ const requestTimeout = 30 * time.Second
 //
 //	GET /healthz                                 200 while the database answers; the only one without a token
 //	GET /v1/timeline?ref=                        JSON lines, contracts.TimelineEntry
+//	GET /v1/history?ref=                         {"periods": [contracts.TagPeriod]}: where the tags of a repository, or one of them, pointed
 //	GET /v1/images?ref=&state=&limit=&after=     {"images": [ImageEntry], "next": name or null}
 //	GET /v1/report                               contracts.FleetReport
 //	GET /v1/problems?state=&limit=&after=        {"problems": [contracts.Problem], "next": key or null}
@@ -51,6 +52,7 @@ func newAPI(s *Service, token func() (string, error)) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", a.health)
 	mux.Handle("GET /v1/timeline", a.protected(a.timeline))
+	mux.Handle("GET /v1/history", a.protected(a.history))
 	mux.Handle("GET /v1/images", a.protected(a.images))
 	mux.Handle("GET /v1/report", a.protected(a.report))
 	mux.Handle("GET /v1/problems", a.protected(a.problems))

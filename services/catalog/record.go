@@ -351,14 +351,12 @@ func observed(f *fact, d contracts.TagObserved) {
 	}
 	at := cmp.Or(d.ObservedAt.UTC(), f.at).UnixNano()
 	f.apply = func(ctx context.Context, b *batch) error {
-		if d.Digest != "" {
-			_, err := b.exec(ctx, `INSERT INTO catalog_tag_history (registry, repository, digest, tag, observed_at)
-				VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`, d.Registry, d.Repository, d.Digest, d.Tag, at)
-			if err != nil {
-				return fmt.Errorf("store tag: %w", err)
-			}
+		_, err := b.exec(ctx, `INSERT INTO catalog_tag_history (registry, repository, digest, tag, observed_at)
+			VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`, d.Registry, d.Repository, d.Digest, d.Tag, at)
+		if err != nil {
+			return fmt.Errorf("store tag: %w", err)
 		}
-		_, err := b.exec(ctx, `INSERT INTO catalog_tags (registry, repository, tag, digest, observed_at) VALUES ($1, $2, $3, $4, $5)
+		_, err = b.exec(ctx, `INSERT INTO catalog_tags (registry, repository, tag, digest, observed_at) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (registry, repository, tag) DO UPDATE SET digest = excluded.digest, observed_at = excluded.observed_at
 			WHERE catalog_tags.observed_at < excluded.observed_at
 			OR (catalog_tags.observed_at = excluded.observed_at AND catalog_tags.digest < excluded.digest)`,

@@ -158,3 +158,32 @@ func TestHooksTrouble(t *testing.T) {
 		}
 	}
 }
+
+func TestWhereTags(t *testing.T) {
+	period := example[contracts.TagPeriod](t, "cli-where-tags")
+	gone := contracts.TagPeriod{Repository: period.Repository, Tag: period.Tag, From: *period.Until}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := map[string]any{"periods": []contracts.TagPeriod{}}
+		if r.URL.Path == "/v1/history" && r.URL.Query().Get("ref") == period.Repository {
+			answer["periods"] = []contracts.TagPeriod{gone, period}
+		}
+		if err := json.NewEncoder(w).Encode(answer); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer server.Close()
+	code, stdout, stderr := tidewaiter(t, "", "where", period.Repository, "--tags", "--server", server.URL)
+	lines := strings.Split(strings.TrimSpace(stdout), "\n")
+	if code != run.ExitOK || len(lines) != 2 || !strings.HasSuffix(lines[0], "gone") || !strings.HasSuffix(lines[1], *period.Digest) {
+		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
+	}
+	code, stdout, _ = tidewaiter(t, "", "where", period.Repository, "--tags", "--server", server.URL, "-o", "json")
+	lines = strings.Split(strings.TrimSpace(stdout), "\n")
+	var got contracts.TagPeriod
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &got); err != nil || code != run.ExitOK || !reflect.DeepEqual(got, period) {
+		t.Errorf("exit code %d, %v\n%s", code, err, stdout)
+	}
+	if code, _, stderr := tidewaiter(t, "", "where", "r.example/none", "--tags", "--server", server.URL); code != run.ExitUsage || !strings.Contains(stderr, "r.example/none") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
