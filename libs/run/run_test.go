@@ -374,3 +374,23 @@ func TestRedactURL(t *testing.T) {
 		}
 	}
 }
+
+// TestNotes: what is noted shows and does not make the process unready.
+func TestNotes(t *testing.T) {
+	h := NewHealth()
+	ask := func() (int, string) {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+		return w.Code, w.Body.String()
+	}
+	h.Note("queue b", errors.New("is away"))
+	h.Note("queue a", errors.New("is closed"))
+	if code, body := ask(); code != http.StatusOK || body != "ready\nnote: queue a: is closed\nnote: queue b: is away\n" {
+		t.Errorf("got %d, %q", code, body)
+	}
+	h.Set("kafka", errors.New("is away"))
+	h.Note("queue a", nil)
+	if code, body := ask(); code != http.StatusServiceUnavailable || body != "kafka: is away\nnote: queue b: is away\n" {
+		t.Errorf("got %d, %q", code, body)
+	}
+}

@@ -54,6 +54,8 @@ type verifier struct {
 // are fetched through transport.
 func newVerifier(auth Auth, kind hook.Kind, transport http.RoundTripper, log *slog.Logger) (*verifier, error) {
 	switch {
+	case auth == Auth{}: // of a source that is pulled: nothing is let in
+		return &verifier{}, nil
 	case auth.OIDC != nil:
 		return newOIDC(*auth.OIDC, transport, log), nil
 	case auth.SNS != nil:

@@ -48,6 +48,7 @@ func (s *Intake) serveHook(w http.ResponseWriter, r *http.Request) {
 	start := s.now()
 	id := r.PathValue("source")
 	src, known := s.sources[id]
+	known = known && src.Pull == nil // those that are pulled have no URL
 	if !known {
 		src, id = s.decoy, sourceUnknown
 	}
@@ -90,11 +91,24 @@ func (s *Intake) finish(r *http.Request, o outcome) {
 		s.refused(o.delivery) // with words of ours alone: what anybody can vary would fill the log
 		return
 	}
+	s.remember(o)
+}
+
+// remember writes an authentic call or message to the delivery log.
+func (s *Intake) remember(o outcome) {
 	if o.err != nil {
 		o.trouble = o.err.Error()
 	}
 	o.trouble = bus.Redact(o.trouble)
 	s.record(o.delivery)
+}
+
+// request is what a body of the source is decoded with.
+func (src *source) request(h http.Header, body []byte) hook.Request {
+	return hook.Request{
+		Header: h, Body: body, Registry: src.Registry, Mapper: src.mapper,
+		PathMapping: src.PathMapping, RepositoryKey: src.RepositoryKey,
+	}
 }
 
 // take does the work of a call: authenticate, decode, store.
@@ -133,10 +147,7 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 		o.status, o.reason, o.err = http.StatusBadRequest, reasonBrokenOff, fmt.Errorf("read body: %w", err)
 		return o
 	}
-	req := hook.Request{
-		Header: r.Header, Body: body, Registry: src.Registry, Mapper: src.mapper,
-		PathMapping: src.PathMapping, RepositoryKey: src.RepositoryKey,
-	}
+	req := src.request(r.Header, body)
 	if src.verifier.needBody {
 		offered.signed = src.kind.Signed(req)
 		authentic, err := src.verifier.check(r.Context(), offered)

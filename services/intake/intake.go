@@ -205,7 +205,12 @@ func Listening(ready func(addr string)) run.Service {
 			defer close(done)
 			rec.run(recording)
 		}()
+		pulling, stopPulls := context.WithCancel(ctx)
+		p := pulls{s: s, note: env.Health.Note}
+		p.start(pulling)
 		err = env.Serve(ctx, cfg.Listen, s.Handler(), ready)
+		stopPulls()
+		p.done.Wait()
 		stop()
 		<-done
 		return err
@@ -232,6 +237,8 @@ type metrics struct {
 	events     *prometheus.CounterVec
 	seconds    prometheus.Histogram
 	unrecorded prometheus.Counter
+	pulled     *prometheus.CounterVec
+	pullUp     *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -249,11 +256,19 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help:    "Time from a call's header to its answer.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 11),
 		}),
+		pulled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidewaiter_intake_pulled_messages_total",
+			Help: "Messages of queues by source and reason; what is not-stored stays in the queue.",
+		}, []string{"source", "reason"}),
+		pullUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "tidewaiter_intake_pull_up",
+			Help: "Whether the queue of a source can be pulled (1) or not (0).",
+		}, []string{"source"}),
 		unrecorded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tidewaiter_intake_unrecorded_deliveries_total",
 			Help: "Deliveries that were answered but not remembered, because the database was too slow or away.",
 		}),
 	}
-	reg.MustRegister(m.requests, m.events, m.seconds, m.unrecorded)
+	reg.MustRegister(m.requests, m.events, m.seconds, m.unrecorded, m.pulled, m.pullUp)
 	return m
 }

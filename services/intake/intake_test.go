@@ -34,7 +34,14 @@ import (
 	"github.com/tidewaiter/tidewaiter/services/intake/scope"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// Pub/Sub's client links OpenCensus, which starts a worker when it is loaded,
+		// and leaves one goroutine behind of each stream (as of v2.9.0).
+		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
+		goleak.IgnoreTopFunction("cloud.google.com/go/pubsub/v2.(*messageIterator).streamKeepAliveHandler"),
+	)
+}
 
 const (
 	testDigest = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"

@@ -36,6 +36,7 @@ func TestReadme(t *testing.T) {
 		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "pathMapping", "repositoryKey", "paths", "repositories", "tags", "platforms", "rewrite",
 		"auth", "lane", "quota", "origins", "sweep",
 		"oidc", "issuer", "audience", "email", "subject", "claims", "keysURL", "sns", "topicARN",
+		"pull", "sqs", "queueURL", "region", "endpoint", "concurrency", "visibility", "pubsub", "subscription", "plaintext",
 		"mapping", "events", "action", "repository", "tag", "digest", "id", "time",
 	} {
 		if !strings.Contains(text, " "+setting+":") {

@@ -46,6 +46,8 @@ type Source struct {
 	// Rewrite turns the repositories of payloads into those in the registry.
 	Rewrite scope.Rewrite `yaml:"rewrite"`
 	Auth    Auth          `yaml:"auth"`
+	// Pull fetches the events from a queue; then there is no auth.
+	Pull *Pull `yaml:"pull"`
 	// Mapping reads the bodies of the kind "generic", which alone has one.
 	Mapping *hook.Mapping `yaml:"mapping"`
 	// Lane of its pushes: "fresh" (default) or "bulk".
@@ -186,7 +188,14 @@ func (s Source) validate() error {
 		_, err := s.Mapping.Compile()
 		problems = append(problems, err)
 	}
-	problems = append(problems, s.Auth.validate(kind))
+	switch {
+	case s.Pull != nil && s.Auth != (Auth{}):
+		add("pull and auth exclude each other: a source that is pulled has no URL")
+	case s.Pull != nil:
+		problems = append(problems, s.Pull.validate())
+	default:
+		problems = append(problems, s.Auth.validate(kind))
+	}
 	if s.Sweep != nil {
 		if s.AnyRegistry {
 			add("sweep needs registry: there is nothing to list of any registry")
