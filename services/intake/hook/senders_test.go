@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -504,6 +505,40 @@ func TestSendersUnreadable(t *testing.T) {
 				t.Errorf("%v quotes the body", err)
 			}
 		})
+	}
+}
+
+// TestErrorsHoldNoValue puts a value of another type in the place of each text
+// of what senders send: whatever is wrong then, the value is not told.
+func TestErrorsHoldNoValue(t *testing.T) {
+	texts := regexp.MustCompile(`:\s*"[^"]*"`)
+	refused := 0
+	for name, c := range calls() {
+		if strings.Contains(c.header.Get("Content-Type"), "form") {
+			continue
+		}
+		for _, at := range texts.FindAllStringIndex(c.body, -1) {
+			for _, other := range []string{`4242424242`, `["hunter2"]`, `{"hunter2":"hunter2"}`} {
+				body := c.body[:at[0]] + ":" + other + c.body[at[1]:]
+				events, err := hook.Decode(c.kind, hook.Request{Header: c.header, Body: []byte(body)})
+				said := ""
+				if err != nil {
+					said = err.Error()
+				}
+				for _, e := range events {
+					said += e.Bad
+				}
+				if said != "" {
+					refused++
+				}
+				if strings.Contains(said, "hunter2") || strings.Contains(said, "4242") {
+					t.Errorf("%s: %q tells the value", name, said)
+				}
+			}
+		}
+	}
+	if refused < 500 {
+		t.Errorf("only %d bodies were refused", refused)
 	}
 }
 
