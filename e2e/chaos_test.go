@@ -345,6 +345,7 @@ func (c *cluster) runService(name string) {
 	}
 	text := regexp.MustCompile(`(?m)^http:.*\n`).ReplaceAllString(string(base), "") // one address cannot be every process's
 	text = strings.Replace(text, "registries:\n", "registries:\n  - {host: "+c.proxy.address+", plainHTTP: true}\n", 1)
+	text = strings.Replace(text, "kafka:\n", "kafka:\n  partitions: 4\n", 1)
 	config := filepath.Join(c.dir, name+".yaml")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		c.t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/segmentio/kafka-go"
@@ -27,13 +28,19 @@ var (
 	secretHeader       = regexp.MustCompile(`(?i)auth|cookie|token|secret|passw|signature|credential|api-?key`)
 )
 
-// Redact takes what looks like a credential out of a text and bounds its
-// length to 1 KiB. The bus does it to the reasons of dead letters.
+// Redact takes what looks like a credential, and control characters, out of a
+// text and bounds its length to 1 KiB. The bus does it to the reasons of dead letters.
 func Redact(s string) string {
 	s = userinfoPattern.ReplaceAllString(s, "://***@")
 	s = credentialsPattern.ReplaceAllString(s, "$1 ***")
 	s = parameterPattern.ReplaceAllString(s, "$1=***")
 	s = strings.ToValidUTF8(s, "\uFFFD")
+	s = strings.TrimSpace(strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) { // a line of a log, or of a terminal, is to stay one
+			return ' '
+		}
+		return r
+	}, s))
 	for len(s) > maxReasonBytes {
 		_, n := utf8.DecodeLastRuneInString(s[:maxReasonBytes+1])
 		s = s[:maxReasonBytes+1-n]

@@ -238,9 +238,25 @@ func (b *Bus) refresh(ctx context.Context) error {
 }
 
 // offsets returns the first offset of a partition and the one after its last.
+//
+// A partition that has just been made, or whose broker has just died, has no
+// leader for a moment: that is waited for, as long as for an answer.
 func (b *Bus) offsets(ctx context.Context, p position) (first, end int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	for attempt := 0; ; attempt++ {
+		first, end, err = b.offsetsNow(ctx, p)
+		moved := errors.Is(err, kafka.NotLeaderForPartition) || errors.Is(err, kafka.LeaderNotAvailable)
+		if !moved || !sleep(ctx, backoff(attempt, 50*time.Millisecond, time.Second)) {
+			return first, end, err
+		}
+		if refreshed := b.refresh(ctx); refreshed != nil {
+			return 0, 0, refreshed
+		}
+	}
+}
+
+func (b *Bus) offsetsNow(ctx context.Context, p position) (first, end int64, err error) {
 	res, err := b.client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{
 		p.topic: {kafka.FirstOffsetOf(p.partition), kafka.LastOffsetOf(p.partition)},
 	}})
