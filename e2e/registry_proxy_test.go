@@ -146,7 +146,7 @@ func (p *troubled) forward(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	req.Header = r.Header.Clone()
+	req.Header, req.Host = r.Header.Clone(), r.Host // registries make their URLs of it
 	req.ContentLength = r.ContentLength
 	if r.ContentLength == 0 {
 		req.Body = http.NoBody

@@ -200,6 +200,7 @@ func TestRedact(t *testing.T) {
 		{"GET /token?service=r&password=hunter2&x=1", "GET /token?service=r&password=***&x=1"},
 		{"basic trouble", "basic ***"}, // rather too much than too little
 		{"a plain reason", "a plain reason"},
+		{"two\r\nlines, \x1b[31mred\x00\n", "two  lines,  [31mred"},
 	} {
 		if got := Redact(tt.in); got != tt.want {
 			t.Errorf("%q: %q, want %q", tt.in, got, tt.want)
