@@ -54,7 +54,7 @@ func DecodeOnce(kind, secret, registry string, header http.Header, body []byte) 
 func presents(k hook.Kind, secretText string, header http.Header, body []byte) bool {
 	one := &secret{values: []string{secretText}}
 	offered := offer{header: header, signed: k.Signed(hook.Request{Header: header, Body: body})}
-	if k.SecretHeader != "" && (&verifier{header: k.SecretHeader, secret: one, expected: itself}).verify(offered) {
+	if k.AgreedHeader != "" && (&verifier{header: k.AgreedHeader, secret: one, expected: itself}).verify(offered) {
 		return true
 	}
 	for _, sig := range k.Signatures {

@@ -61,16 +61,20 @@ func TestRegistriesPage(t *testing.T) {
 	}
 }
 
-var yamlBlock = regexp.MustCompile("(?s)```yaml\nsources:\n(.*?)```")
+// yamlBlock finds sources, and the lines of one that go in the place of others.
+var yamlBlock = regexp.MustCompile("(?s)```yaml\n((?:sources:|    [a-z]+:)\n.*?)```")
 
 func checkSection(t *testing.T, k hook.Kind, text, api string) {
 	t.Helper()
 	shown, swept := 0, false
-	for _, block := range yamlBlock.FindAllString(text, -1) {
+	for _, found := range yamlBlock.FindAllStringSubmatch(text, -1) {
 		var in struct {
 			Sources Sources `yaml:"sources"`
 		}
-		block = strings.TrimSuffix(strings.TrimPrefix(block, "```yaml\n"), "```")
+		block := found[1]
+		if !strings.HasPrefix(block, "sources:") {
+			block = "sources:\n  instead:\n    kind: " + k.Name + "\n    registry: registry.example.com\n" + block
+		}
 		if err := yaml.UnmarshalWithOptions([]byte(block), &in, yaml.Strict()); err != nil {
 			t.Errorf("%s: %v", k.Name, err)
 			continue
@@ -86,10 +90,14 @@ func checkSection(t *testing.T, k hook.Kind, text, api string) {
 			if src.Kind != k.Name {
 				t.Errorf("%s: the source %q is of kind %q", k.Name, id, src.Kind)
 			}
-			// how the secret gets there must be told: in the URL, a header or a field of the sender
-			if src.Auth.Query != nil && !strings.Contains(text, "/hooks/"+id+"?token=") || src.Auth.Query == nil && !strings.Contains(text, "/hooks/"+id) &&
-				k.Name != "ibm-icr" && k.Name != "generic" && k.Name != "cloudevents" && shown == 1 {
-				t.Errorf("%s: the URL of the source %q is not shown", k.Name, id)
+			// its URL must be shown, with the secret if that is part of it
+			url := "/hooks/" + id
+			if src.Auth.Query != nil {
+				url += "?token="
+			}
+			named := map[string]bool{"ibm-icr": true, "generic": true, "cloudevents": true, "docker-local": true}
+			if src.Pull == nil && !named[k.Name] && !named[id] && id != "instead" && !strings.Contains(text, url) {
+				t.Errorf("%s: the URL %s is not shown", k.Name, url)
 			}
 			if src.Sweep != nil {
 				swept = true

@@ -238,7 +238,7 @@ func (s Sources) Warnings() []string {
 func (s Source) warning() string {
 	kind, known := hook.Find(s.Kind)
 	signs := len(kind.Signatures) > 0
-	secretHeader := s.Auth.Header != nil && kind.SecretHeader != "" && canonical(s.Auth.Header.Name) == kind.SecretHeader
+	secretHeader := s.Auth.Header != nil && kind.AgreedHeader != "" && canonical(s.Auth.Header.Name) == kind.AgreedHeader
 	switch {
 	case !known:
 		return ""

@@ -29,9 +29,9 @@ type Kind struct {
 	// that every version makes first; a kind without any sends whatever its
 	// operator configures, usually Authorization.
 	Signatures []Signature
-	// SecretHeader is the header into which senders of the kind can be told to
+	// AgreedHeader is the header into which senders of the kind can be told to
 	// put the agreed secret as it stands, in the place of a signature.
-	SecretHeader string
+	AgreedHeader string
 	// PathMappings are the values that Request.PathMapping may have; none for a
 	// kind whose registries have no repositories of their own.
 	PathMappings []string
@@ -98,7 +98,7 @@ func Kinds() []Kind {
 		{
 			Name: "artifactory", Says: Says{Registry: true, Tag: true, Digest: true, Actor: true},
 			Signatures:   []Signature{{Header: "X-Jfrog-Event-Auth", Algorithm: "sha256"}},
-			SecretHeader: "X-Jfrog-Event-Auth",
+			AgreedHeader: "X-Jfrog-Event-Auth",
 			PathMappings: []string{MappingPath, MappingSubdomain, MappingPort},
 			decode:       decodeArtifactory,
 		},
