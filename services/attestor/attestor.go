@@ -245,12 +245,12 @@ func (a *Attestor) prepare(ctx context.Context, in event.Event, m contracts.Imag
 		Signer: a.Signer.ID(), SignedAt: facts.Time.UTC(), ValidUntil: facts.ValidUntil.UTC(),
 	}
 	if standing != nil && standing.Attested.Report == m.Report && standing.Attested.Signer == a.Signer.ID() {
-		for _, old := range standing.Artifacts {
-			if old.PredicateType != contracts.PredicateVSA {
-				next.Artifacts = append(next.Artifacts, old)
-			}
+		var err error
+		if next.Artifacts, err = a.kept(ctx, standing); err != nil {
+			return nil, err
 		}
-	} else {
+	}
+	if len(next.Artifacts) == 0 {
 		document, err := a.sbom(ctx, m)
 		if err != nil {
 			return nil, err
@@ -285,6 +285,30 @@ func (a *Attestor) prepare(ctx context.Context, in event.Event, m contracts.Imag
 		return nil, dbError(err)
 	}
 	return next, nil
+}
+
+// kept returns what of a record stays when only the verification summary is
+// new; nothing if some of its content is not stored any more, and could not be
+// attached again. What is stored stays so for as long as it is used.
+func (a *Attestor) kept(ctx context.Context, r *record) ([]artifact, error) {
+	var kept []artifact
+	for _, old := range r.Artifacts {
+		if old.PredicateType == contracts.PredicateVSA {
+			continue
+		}
+		stored, err := a.DB.HasBlob(ctx, old.Blob)
+		if err != nil {
+			return nil, dbError(err)
+		}
+		if !stored {
+			return nil, nil
+		}
+		if err := a.DB.TouchBlobs(ctx, old.Blob); err != nil {
+			return nil, dbError(err)
+		}
+		kept = append(kept, old)
+	}
+	return kept, nil
 }
 
 // snapshotTime returns the time of the newest advisory. Where matcher does not
@@ -403,11 +427,16 @@ func (a *Attestor) attach(ctx context.Context, log *slog.Logger, subject ocispec
 		return registryError(ctx, fmt.Errorf("ask for referrers of %s: %w", r.Image, err))
 	}
 	if api {
-		return a.push(ctx, log, subject, r)
+		return a.push(ctx, log, subject, r, nil)
 	}
 	var pushed error
 	err = a.Locks.WithLock(ctx, "referrers:"+r.Image.String(), Name, lockTTL, func(ctx context.Context) error {
-		pushed = a.push(ctx, log, subject, r)
+		gone, err := a.gone(ctx, r)
+		if err != nil {
+			pushed = err
+			return err
+		}
+		pushed = a.push(ctx, log, subject, r, gone)
 		return pushed
 	})
 	if pushed != nil {
@@ -419,14 +448,35 @@ func (a *Attestor) attach(ctx context.Context, log *slog.Logger, subject ocispec
 	return err
 }
 
-func (a *Attestor) push(ctx context.Context, log *slog.Logger, subject ocispec.Descriptor, r *record) error {
+// gone returns which of a record's manifests the registry does not have: a
+// fallback tag lists what was pushed, also when garbage collection, or
+// somebody, has removed it.
+func (a *Attestor) gone(ctx context.Context, r *record) (map[string]bool, error) {
+	gone := map[string]bool{}
+	for _, art := range r.Artifacts {
+		if art.Manifest == "" {
+			continue
+		}
+		manifest := ref(r.Image)
+		manifest.Digest = art.Manifest
+		_, err := a.Registry.Resolve(ctx, manifest)
+		if err != nil && !errors.Is(err, registry.ErrNotFound) {
+			return nil, registryError(fmt.Errorf("look for what is attached to %s: %w", r.Image, err))
+		}
+		gone[art.Manifest] = err != nil
+	}
+	return gone, nil
+}
+
+// push attaches what is missing, also what is listed but gone.
+func (a *Attestor) push(ctx context.Context, log *slog.Logger, subject ocispec.Descriptor, r *record, gone map[string]bool) error {
 	listed, err := a.Registry.Referrers(ctx, ref(r.Image), "")
 	if err != nil {
 		return registryError(ctx, fmt.Errorf("list referrers of %s: %w", r.Image, err))
 	}
 	present := map[string]bool{}
 	for _, d := range listed {
-		present[d.Digest.String()] = true
+		present[d.Digest.String()] = !gone[d.Digest.String()]
 	}
 	current := map[string]bool{}
 	for i := range r.Artifacts {

@@ -655,6 +655,86 @@ func TestMending(t *testing.T) {
 	w.expect(again)
 }
 
+// Where there is no referrers API, the fallback tag lists statements that were
+// removed behind its back: they are attached again all the same, once.
+func TestMendingWhatIsListedAndGone(t *testing.T) {
+	w := newWorld(t, false)
+	ev := w.event(w.matched(0, 100, start))
+	a := w.handle(ev)
+	for _, s := range a.Statements[:3] {
+		gone := w.ref()
+		gone.Digest = s.Digest
+		if err := w.client.Delete(t.Context(), gone); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.client.Resolve(t.Context(), gone); !errors.Is(err, registry.ErrNotFound) {
+			t.Fatalf("%s is still there: %v", s.Digest, err)
+		}
+	}
+	w.expect(a) // that is what the tag says
+	again := w.handle(ev)
+	w.expect(again)
+	for _, s := range again.Statements {
+		there := w.ref()
+		there.Digest = s.Digest
+		if _, err := w.client.Resolve(t.Context(), there); err != nil {
+			t.Errorf("%s: %v", s.PredicateType, err)
+		}
+	}
+	if v, err := w.verify(); err != nil || !v.Verified {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+// What a renewal keeps is stored for longer; what is not stored any more is
+// made anew, so that it can be attached again.
+func TestRenewalKeepsContent(t *testing.T) {
+	w := newWorld(t, true)
+	first := w.handle(w.event(w.matched(0, 100, start)))
+	age := func(digest string) (touched int64) {
+		if err := w.db.QueryRowContext(t.Context(), "SELECT touched_at FROM blobs WHERE digest = $1", digest).Scan(&touched); err != nil {
+			t.Fatal(err)
+		}
+		return touched
+	}
+	var bundle string
+	for _, s := range first.Statements {
+		if s.PredicateType == contracts.PredicateVuln {
+			bundle = s.Bundle
+		}
+	}
+	if _, err := w.db.ExecContext(t.Context(), "UPDATE blobs SET touched_at = 1"); err != nil {
+		t.Fatal(err)
+	}
+	w.now = start.Add(5 * 24 * time.Hour)
+	w.expect(w.handle(w.event(w.matched(0, 100, w.now))))
+	if age(bundle) == 1 {
+		t.Error("what is still attached was left to expire")
+	}
+	if _, err := w.db.ExecContext(t.Context(), "DELETE FROM blobs WHERE digest = $1", bundle); err != nil {
+		t.Fatal(err)
+	}
+	w.now = w.now.Add(5 * 24 * time.Hour)
+	ev := w.event(w.matched(0, 100, w.now))
+	renewed := w.handle(ev)
+	w.expect(renewed)
+	for _, s := range renewed.Statements {
+		if s.Bundle == bundle {
+			t.Error("what is not stored any more was kept")
+		}
+	}
+	list, err := w.client.Referrers(t.Context(), w.ref(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range list {
+		if err := w.client.Detach(t.Context(), w.image.Registry, w.image.Repository, w.manifest.Descriptor, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.expect(w.handle(ev))
+}
+
 func TestExpiredVerdictIsNotSigned(t *testing.T) {
 	w := newWorld(t, true)
 	ev := w.event(w.matched(0, 100, start))

@@ -154,13 +154,16 @@ func (s *Sweeper) secondsLeft(ctx context.Context, src *source, p *progress) (*i
 }
 
 // Request asks for a sweep of a source now, by whichever replica comes first.
-// One that is under way is the one that was asked for, if it is of that kind.
-func (s *Sweeper) Request(ctx context.Context, id string, dryRun bool) error {
+// One of that kind that is still listing is the one that was asked for; what is
+// under way otherwise goes on first. The sweep that was asked for is the first
+// of its kind that begins after the returned time.
+func (s *Sweeper) Request(ctx context.Context, id string, dryRun bool) (after time.Time, err error) {
 	src := s.sources[id]
 	if src == nil {
-		return fmt.Errorf("%q: %w", id, ErrUnknownSource)
+		return after, fmt.Errorf("%q: %w", id, ErrUnknownSource)
 	}
-	err := s.DB.Tx(ctx, func(tx *sql.Tx) error {
+	err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		after = time.Time{}
 		row := schedule{}
 		err := tx.QueryRowContext(ctx, `SELECT completed, next_at FROM sweeper_sources WHERE source = $1`, id).Scan(&row.completed, &row.nextAt)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
@@ -170,9 +173,15 @@ func (s *Sweeper) Request(ctx context.Context, id string, dryRun bool) error {
 		if err != nil {
 			return err
 		}
-		if p != nil && p.state == contracts.SweepRunning && p.DryRun == dryRun {
+		if p != nil && p.state == contracts.SweepRunning {
 			row.nextAt = 0 // where it pauses, it goes on now
-			return saveSchedule(ctx, tx.ExecContext, id, row)
+			if p.DryRun == dryRun && (p.Phase == phaseRepositories || p.Phase == phaseTags) {
+				after = p.started().Add(-1)
+				return saveSchedule(ctx, tx.ExecContext, id, row)
+			}
+		}
+		if p != nil {
+			after = p.started()
 		}
 		row.requested = requestSweep
 		if dryRun {
@@ -181,13 +190,13 @@ func (s *Sweeper) Request(ctx context.Context, id string, dryRun bool) error {
 		return saveSchedule(ctx, tx.ExecContext, id, row)
 	})
 	if err != nil {
-		return err
+		return after, err
 	}
 	select {
 	case src.wake <- struct{}{}:
 	default: // it will look
 	}
-	return nil
+	return after, nil
 }
 
 // API returns the HTTP API, version 1:
@@ -195,7 +204,7 @@ func (s *Sweeper) Request(ctx context.Context, id string, dryRun bool) error {
 //	GET /healthz                           200; the only one without a token
 //	GET /v1/sweeps                         {"sweeps": [SourceSweeps]}
 //	GET /v1/sweeps/{source}                SourceSweeps
-//	POST /v1/sweeps/{source}?dryRun=true   asks for a sweep now: 202, {"after": when the one before began}
+//	POST /v1/sweeps/{source}?dryRun=true   asks for a sweep now: 202, {"after": it begins after this time}
 //
 // All but the first ask for "Authorization: Bearer <token>". Errors are
 // {"error": "…"} with 401, 404 (no such source) or 503.
@@ -220,16 +229,8 @@ func (s *Sweeper) API() http.Handler {
 		return http.StatusOK, one, err
 	}))
 	mux.Handle("POST /v1/sweeps/{source}", s.protected(func(r *http.Request) (int, any, error) {
-		id := r.PathValue("source")
-		before, err := s.both(r.Context(), id)
-		if err != nil {
-			return 0, nil, err
-		}
-		var after time.Time
-		if before.Last != nil && before.Last.State != contracts.SweepRunning {
-			after = before.Last.StartedAt
-		}
-		return http.StatusAccepted, map[string]any{"after": after}, s.Request(r.Context(), id, r.URL.Query().Get("dryRun") == "true")
+		after, err := s.Request(r.Context(), r.PathValue("source"), r.URL.Query().Get("dryRun") == "true")
+		return http.StatusAccepted, map[string]any{"after": after}, err
 	}))
 	return mux
 }

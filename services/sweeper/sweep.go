@@ -29,7 +29,7 @@ const (
 	maxPages = 100_000
 	maxStale = 3
 	// ownPause is the pause where it is not the registry that fails.
-	ownPause = 15 * time.Second
+	ownPause = 5 * time.Second
 	// maxPauses is how often a sweep pauses at one repository before it goes on without it.
 	maxPauses = 3
 )

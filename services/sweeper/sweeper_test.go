@@ -252,7 +252,7 @@ func (w *world) turn(s *Sweeper) {
 func (w *world) full(s *Sweeper, dryRun bool) contracts.Sweep {
 	w.t.Helper()
 	w.pass(time.Second)
-	if err := s.Request(w.t.Context(), "main", dryRun); err != nil {
+	if _, err := s.Request(w.t.Context(), "main", dryRun); err != nil {
 		w.t.Fatal(err)
 	}
 	w.turn(s)
@@ -628,7 +628,7 @@ func TestCouldNotBeListed(t *testing.T) {
 	w.fault = func(string, string) error { return &registry.Error{Kind: registry.ErrNotFound, Status: 404} }
 	delete(w.tags["team/app"], "1")
 	w.pass(time.Second)
-	if err := s.Request(t.Context(), "main", false); err != nil {
+	if _, err := s.Request(t.Context(), "main", false); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Turn(t.Context(), "main"); !errors.Is(err, registry.ErrNotFound) {
@@ -748,6 +748,43 @@ func TestFilters(t *testing.T) {
 	w.full(s, false)
 	if got := subjects(w.pushes(contracts.ImageDeletedV1, "")); !slices.Equal(got, named("team/app", "v2")) {
 		t.Errorf("reported as gone: %v", got)
+	}
+}
+
+// A request joins a sweep that is still listing; after that it is one of its own.
+func TestRequests(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Attempts = 1
+	s := w.sweeper()
+	w.hold("team/app", "1")
+	w.fault = func(repository, _ string) error {
+		if repository == "team/app" {
+			return &registry.Error{Kind: registry.ErrUnavailable}
+		}
+		return nil
+	}
+	if err := s.Turn(t.Context(), "main"); !errors.Is(err, registry.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	running := w.last(s)
+	if after, err := s.Request(t.Context(), "main", false); err != nil || !running.StartedAt.After(after) {
+		t.Errorf("%s is not after %s, %v", running.StartedAt, after, err)
+	}
+	after, err := s.Request(t.Context(), "main", true)
+	if err != nil || running.StartedAt.After(after) {
+		t.Errorf("%s is after %s, %v", running.StartedAt, after, err)
+	}
+	w.fault = nil
+	w.turn(s) // goes on at once
+	if p := w.last(s); p.State != contracts.SweepComplete || p.DryRun || !p.StartedAt.Equal(running.StartedAt) {
+		t.Errorf("%+v", p)
+	}
+	w.turn(s)
+	if p := w.last(s); p.State != contracts.SweepComplete || !p.DryRun || !p.StartedAt.After(after) {
+		t.Errorf("%+v", p)
+	}
+	if _, err := s.Request(t.Context(), "other", false); !errors.Is(err, ErrUnknownSource) {
+		t.Errorf("%v", err)
 	}
 }
 
