@@ -461,7 +461,7 @@ func (a *Attestor) gone(ctx context.Context, r *record) (map[string]bool, error)
 		manifest.Digest = art.Manifest
 		_, err := a.Registry.Resolve(ctx, manifest)
 		if err != nil && !errors.Is(err, registry.ErrNotFound) {
-			return nil, registryError(fmt.Errorf("look for what is attached to %s: %w", r.Image, err))
+			return nil, registryError(ctx, fmt.Errorf("look for what is attached to %s: %w", r.Image, err))
 		}
 		gone[art.Manifest] = err != nil
 	}
