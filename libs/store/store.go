@@ -59,6 +59,7 @@ type DB struct {
 	Dialect string // SQLite or Postgres
 
 	writer  *writer // nil on PostgreSQL
+	turns   turns   // of Alone, on PostgreSQL
 	encoder *zstd.Encoder
 	decoder *zstd.Decoder
 }
@@ -167,6 +168,7 @@ func (db *DB) openSQLite(path string) error {
 // last handle of the process closes.
 func (db *DB) Close() error {
 	db.writer.close()
+	db.turns.close()
 	db.decoder.Close()
 	return errors.Join(db.DB.Close(), db.encoder.Close())
 }

@@ -149,6 +149,63 @@ func put(t *testing.T, dir string, content []byte) {
 	}
 }
 
+// locked is an outbox for several replicas.
+type locked struct {
+	mu sync.Mutex
+	*outbox
+}
+
+func (l *locked) Publish(ctx context.Context, events ...event.Event) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.outbox.Publish(ctx, events...)
+}
+
+// TestTwoReplicas: replicas whose timers go off at once publish a change once.
+func TestTwoReplicas(t *testing.T) {
+	dir := t.TempDir()
+	content := func(names ...string) []byte {
+		fixed := map[string]string{}
+		for _, n := range names {
+			fixed[n] = "1.0.0"
+		}
+		return archive(t, "2026-05-01T00:00:00Z", fixed)
+	}
+	put(t, dir, content("a"))
+	f := newFixture(t, dir)
+	out := &locked{outbox: f.out}
+	var replicas []*Service
+	for i := range 3 {
+		cfg := f.cfg
+		cfg.Work = filepath.Join(t.TempDir(), fmt.Sprint(i))
+		s, err := New(t.Context(), cfg, f.db, f.registry, out, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		replicas = append(replicas, s)
+	}
+	last := int64(0)
+	for _, names := range [][]string{{"a"}, {"a", "b"}, {"a", "b", "c"}} {
+		put(t, dir, content(names...))
+		for range 2 { // the second time there is nothing new
+			var group sync.WaitGroup
+			for _, s := range replicas {
+				group.Go(func() {
+					if _, err := s.Poll(t.Context()); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			group.Wait()
+		}
+		sent := f.sent()
+		if len(sent) != 1 || sent[0].Snapshot.Sequence <= last || sent[0].Records != len(names) {
+			t.Fatalf("%v: sent %+v", names, sent)
+		}
+		last = sent[0].Snapshot.Sequence
+	}
+}
+
 // TestPublish: a snapshot a change, with a sequence above the last one's even
 // where the newest date does not rise; nothing for nobody otherwise.
 func TestPublish(t *testing.T) {

@@ -44,12 +44,17 @@ var migrations embed.FS
 // stored report says, or that was reached under another policy.
 var ErrForged = errors.New("forged or stale image.matched")
 
+// errTaken says that somebody else works on the image.
+var errTaken = errors.New("another verdict on the image is being attached")
+
 // errNew says that an input event has not been answered yet.
 var errNew = errors.New("not answered yet")
 
 const (
 	// maxSkew is how far in the future, by our clock, a verdict may lie.
 	maxSkew = 5 * time.Minute
+	// takenWait is when an event is looked at again whose image somebody else works on.
+	takenWait = time.Second
 	// lockTTL is how long a lock on an image's fallback tag outlives its holder.
 	lockTTL = 30 * time.Second
 	// annotationSigner marks our referrers with the key's id, so that two
@@ -121,6 +126,23 @@ func (a *Attestor) Handle(ctx context.Context, in event.Event) ([]event.Event, e
 	if err := m.Image.Validate(); err != nil {
 		return nil, bus.Permanent(fmt.Errorf("image of image.matched: %w", err))
 	}
+	// The same image may be in the other lane, or with another replica after a
+	// rebalance: two who attach at once would not see what the other leaves behind.
+	var out []event.Event
+	ran, err := a.DB.Alone(ctx, Name+" "+m.Image.String(), func(ctx context.Context) (err error) {
+		out, err = a.handle(ctx, in, m)
+		return err
+	})
+	switch {
+	case !ran && err != nil:
+		return nil, dbError(err)
+	case !ran:
+		return nil, bus.NotYet(fmt.Errorf("%s: %w", m.Image, errTaken), time.Now().Add(takenWait))
+	}
+	return out, err
+}
+
+func (a *Attestor) handle(ctx context.Context, in event.Event, m contracts.ImageMatched) ([]event.Event, error) {
 	log := a.Log.With(slog.String("image", m.Image.String()), slog.Int64("sequence", m.Snapshot.Sequence))
 
 	out, err := a.DB.Once(ctx, Name, in, func(context.Context, *sql.Tx) ([]event.Event, error) { return nil, errNew })

@@ -159,7 +159,12 @@ func newWorld(t testing.TB, referrersAPI bool) *world {
 			Manifest: config.ConfigAPIManifest{SparseImage: &yes, SparseIndex: &yes},
 		},
 	})
+	var writes sync.Mutex // olareg's list of referrers takes one writer at a time
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut || r.Method == http.MethodDelete {
+			writes.Lock()
+			defer writes.Unlock()
+		}
 		if !referrersAPI && strings.Contains(r.URL.Path, "/referrers/") {
 			http.NotFound(rw, r) // as registries do that know nothing of it
 			return
@@ -553,6 +558,60 @@ func TestSameVerdictAgain(t *testing.T) {
 	other := w.matched(3, 100, start)
 	if _, err := w.attestor().Handle(t.Context(), w.event(other)); !isPermanent(err) || !errors.Is(err, attestor.ErrForged) {
 		t.Errorf("another report of the same moment: %v", err)
+	}
+}
+
+// TestTwoReplicas: the same verdict handed to both (a redelivery), and another
+// one on the same image in the other lane, at the same time: in the end one set
+// of statements is attached, the newest, and one event says so each time.
+func TestTwoReplicas(t *testing.T) {
+	for _, api := range []bool{true, false} {
+		w := newWorld(t, api)
+		w.deps.Registry = w.client
+		for round := range 12 {
+			sequence := int64(100 + 2*round)
+			w.now = w.now.Add(time.Minute)
+			older, newer := w.event(w.matched(round%2, sequence, w.now)), w.event(w.matched((round+1)%2, sequence+1, w.now))
+			var mu sync.Mutex
+			said := map[string]map[string]bool{}
+			var last []event.Event // what was said of the newer
+			var group sync.WaitGroup
+			for _, ev := range []event.Event{older, newer, older, newer} {
+				a := w.attestor()
+				group.Go(func() {
+					// As the bus would: again where that may help.
+					for until := time.Now().Add(time.Minute); time.Now().Before(until); {
+						out, err := a.Handle(t.Context(), ev)
+						if isPermanent(err) {
+							t.Error(err)
+							return
+						}
+						if err != nil {
+							time.Sleep(time.Millisecond)
+							continue
+						}
+						mu.Lock()
+						if ev.ID() == newer.ID() {
+							last = out
+						}
+						for _, o := range out {
+							if said[ev.ID()] == nil {
+								said[ev.ID()] = map[string]bool{}
+							}
+							said[ev.ID()][o.ID()+string(o.Data())] = true
+						}
+						mu.Unlock()
+						return
+					}
+					t.Errorf("%s has no end", ev.ID())
+				})
+			}
+			group.Wait()
+			if len(said[newer.ID()]) != 1 || len(said[older.ID()]) > 1 {
+				t.Errorf("round %d: %d answers to the newer, %d to the older", round, len(said[newer.ID()]), len(said[older.ID()]))
+			}
+			w.expect(w.attested(last))
+		}
 	}
 }
 

@@ -626,6 +626,40 @@ func TestTwoInstances(t *testing.T) {
 	})
 }
 
+// Two instances whose timers go off at once look for doubles once: a double is
+// told and closed once.
+func TestTwoInstancesRecheck(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		late := true
+		w.server.SetFaults(func(r *http.Request) trackertest.Fault {
+			now := late && r.Method == http.MethodPost
+			late = late && !now
+			return trackertest.Fault{Late: now}
+		})
+		w.handle(problem(1))
+		w.server.Land()
+		w.advance(11 * time.Minute)
+		trackers, _, err := w.cfg.Connect(func(name string) (string, bool) { return w.env[name], true }, w.clock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var group sync.WaitGroup
+		for range 4 {
+			s := ticketer.New(w.cfg, ticketer.Deps{DB: w.db, Trackers: trackers, Log: slog.New(slog.DiscardHandler), Now: w.clock})
+			group.Go(func() {
+				if _, err := s.Recheck(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		got := w.server.Issues()
+		if len(got) != 2 || !got[0].Open || got[1].Open || len(got[1].Comments) != 1 {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
 // A tracker that cannot be asked does not keep the others from being looked at.
 func TestRecheckInTrouble(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {
