@@ -159,7 +159,11 @@ func (b *Bus) create(ctx context.Context, topics []kafka.TopicConfig) error {
 		return fmt.Errorf("create topics: %w", err)
 	}
 	for topic, err := range res.Errors {
-		if err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
+		switch {
+		case err == nil || errors.Is(err, kafka.TopicAlreadyExists):
+		case errors.Is(err, kafka.TopicAuthorizationFailed) || errors.Is(err, kafka.ClusterAuthorizationFailed):
+			return fmt.Errorf("topic %s is not there, or hidden, and this user may not create it; an administrator does (tidewaiter privileges kafka): %w", topic, err)
+		default:
 			return fmt.Errorf("create topic %s: %w", topic, err)
 		}
 	}

@@ -54,6 +54,7 @@ type root struct {
 	Hooks      hooksCmd      `cmd:"" help:"Show what registries sent, what became of it, and why a webhook failed."`
 	DLQ        dlqCmd        `cmd:"" name:"dlq" help:"List, show and replay dead letters."`
 	ConfigCmd  configCmd     `cmd:"" name:"config" help:"Check a configuration file."`
+	Privileges privilegesCmd `cmd:"" help:"Print the least that each service must be allowed: Kafka's ACLs, PostgreSQL's roles, Redis's users, registries."`
 	Keys       keysCmd       `cmd:"" help:"Generate the key pair that signs attestations, or the one that signs advisory snapshots."`
 }
 

@@ -53,14 +53,18 @@ type Service struct {
 	Outbox   bool // rows of its own in the outbox that services share; catalog prunes those of all
 	Prune    bool
 
-	Redis    []Keys
-	Registry Registry
+	Redis      []Keys
+	NeedsRedis bool // it does not work without
+	Registry   Registry
 }
 
 // What scripts and caches in Redis do.
 var (
 	leases  = []string{"eval", "evalsha", "hget", "hset", "get", "set", "del", "pexpire", "pttl", "time"}
 	caches  = []string{"eval", "evalsha", "get", "set", "pexpire"}
+	budgets = Keys{"budget:{*", []string{
+		"eval", "evalsha", "get", "set", "del", "exists", "decr", "incr", "pexpire", "pttl", "time", "zadd", "zcard", "zrem", "zremrangebyscore",
+	}}
 	finding = []string{c.FindingOpenedV1, c.FindingChangedV1, c.FindingClosedV1}
 )
 
@@ -76,12 +80,12 @@ func Services() []Service {
 			Writes: []string{
 				c.TagObservedV1, c.ImagePlannedV1, c.ImageUnsupportedV1, c.ImageGoneV1, c.ImageFailedV1, c.LayerRequestedV1,
 			},
-			Registry: Pull,
+			Redis: []Keys{budgets}, Registry: Pull,
 		},
 		{
 			Name: "analyzer", Reads: []string{c.LayerRequestedV1}, Writes: []string{c.LayerAnalyzedV1, c.LayerFailedV1},
 			Database: true, Blobs: AppendBlobs, Outbox: true,
-			Redis: []Keys{{"{layer/*", leases}}, Registry: Pull,
+			Redis: []Keys{{"{layer/*", leases}, budgets}, Registry: Pull, NeedsRedis: true,
 		},
 		{
 			Name:   "assembler",
@@ -90,12 +94,12 @@ func Services() []Service {
 		},
 		{
 			Name: "matcher", Reads: []string{c.ImageAssembledV1, c.ImageRematchV1}, Writes: []string{c.ImageMatchedV1, c.ImageFailedV1},
-			Database: true, Blobs: AppendBlobs, Registry: Pull,
+			Database: true, Blobs: AppendBlobs, Redis: []Keys{budgets}, Registry: Pull,
 		},
 		{
 			Name: "attestor", Reads: []string{c.ImageMatchedV1}, Writes: []string{c.ImageAttestedV1, c.ImageFailedV1},
 			Database: true, Blobs: AppendBlobs, Outbox: true,
-			Redis: []Keys{{"{referrers:*", leases}}, Registry: Push,
+			Redis: []Keys{{"{referrers:*", leases}, budgets}, Registry: Push, NeedsRedis: true,
 		},
 		{
 			Name: "catalog",
@@ -108,13 +112,17 @@ func Services() []Service {
 		},
 		{
 			Name: "advisor", Writes: []string{c.AdvisoriesChangedV1},
-			Database: true, Blobs: AppendBlobs, Registry: PushOwn,
+			Database: true, Blobs: AppendBlobs, Redis: []Keys{budgets}, Registry: PushOwn,
 		},
 		{Name: "ticketer", Reads: finding, Database: true, Outbox: true},
 		{
 			Name: "gatekeeper", Reads: []string{c.ImageAttestedV1}, Tails: []string{c.ImageAttestedV1},
 			Writes: []string{c.AdmissionDecidedV1, c.ImagePushedV1}, Blobs: ReadBlobs,
-			Redis: []Keys{{"gatekeeper:*", caches}}, Registry: Pull,
+			Redis: []Keys{{"gatekeeper:*", caches}, budgets}, Registry: Pull, NeedsRedis: true,
+		},
+		{
+			Name: "sweeper", Writes: []string{c.ImagePushedV1, c.ImageDeletedV1}, Database: true,
+			Redis: []Keys{{"{sweep:*", leases}, budgets}, Registry: Pull, NeedsRedis: true,
 		},
 	}
 }
@@ -133,7 +141,7 @@ func Find(name string) (Service, bool) {
 // configured so is not needed: matcher's registry, gatekeeper's database.
 func (s Service) Needs() run.Needs {
 	return run.Needs{
-		Service: s.Name, Kafka: true, Redis: len(s.Redis) > 0, Database: s.Database,
+		Service: s.Name, Kafka: true, Redis: s.NeedsRedis, Database: s.Database,
 		Registry: s.Registry != NoRegistry && s.Name != "matcher",
 	}
 }
