@@ -16,9 +16,6 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/store"
-	"github.com/tidewaiter/tidewaiter/services/analyzer"
-	"github.com/tidewaiter/tidewaiter/services/attestor"
-	"github.com/tidewaiter/tidewaiter/services/catalog"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/access"
 )
 
@@ -33,24 +30,20 @@ func TestRolesInPostgreSQL(t *testing.T) {
 	}
 	const password = "of a role"
 	names := access.Names{Role: "access_test_{service}"}
-	exec(t, open(t, server, nil, "postgres"), "DROP DATABASE IF EXISTS access_test", "CREATE DATABASE access_test")
+	run(t, open(t, server, nil, "postgres"), "DROP DATABASE IF EXISTS access_test", "CREATE DATABASE access_test")
 	admin := open(t, server, nil, "access_test") // makes the common tables
 	for range 2 {                                // it may be run again
-		exec(t, admin, access.Postgres(access.Services(), names))
+		run(t, admin, access.Postgres(access.Services(), names))
 	}
 	as := func(service string) *store.DB {
 		role := strings.ReplaceAll(names.Role, "{service}", service)
-		exec(t, admin, `ALTER ROLE "`+role+`" PASSWORD '`+password+`'`)
+		run(t, admin, `ALTER ROLE "`+role+`" PASSWORD '`+password+`'`)
 		return open(t, server, url.UserPassword(role, password), "access_test")
 	}
 	a, c, s := as("analyzer"), as("catalog"), as("attestor")
-	for name, migrate := range map[string]func() error{
-		"analyzer": func() error { return analyzer.Migrate(t.Context(), a) },
-		"catalog":  func() error { return catalog.Migrate(t.Context(), c) },
-		"attestor": func() error { return attestor.Migrate(t.Context(), s) },
-	} {
-		if err := migrate(); err != nil {
-			t.Fatalf("%s makes its tables: %v", name, err)
+	for service, db := range map[string]*store.DB{"analyzer": a, "catalog": c, "attestor": s} {
+		if err := db.Migrate(t.Context(), service, os.DirFS("../../"+service+"/migrations")); err != nil {
+			t.Fatalf("%s makes its tables: %v", service, err)
 		}
 	}
 	digest, err := a.PutBlob(t.Context(), []byte("a layer report"))
@@ -108,7 +101,7 @@ func open(t *testing.T, server *url.URL, user *url.Userinfo, database string) *s
 	return db
 }
 
-func exec(t *testing.T, db *store.DB, queries ...string) {
+func run(t *testing.T, db *store.DB, queries ...string) {
 	t.Helper()
 	for _, q := range queries {
 		if _, err := db.ExecContext(t.Context(), q); err != nil {
