@@ -158,11 +158,13 @@ func (c *consumer) run(ctx context.Context) error {
 	for t := range c.sources {
 		names = append(names, t)
 	}
+	shares := &balancer{}
 	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
 		ID:                     c.group,
 		Brokers:                c.b.cfg.Brokers,
 		Dialer:                 c.b.dialer,
 		Topics:                 names,
+		GroupBalancers:         []kafka.GroupBalancer{shares},
 		HeartbeatInterval:      heartbeatInterval,
 		SessionTimeout:         c.b.cfg.SessionTimeout,
 		RebalanceTimeout:       c.b.cfg.RebalanceTimeout,
@@ -185,6 +187,17 @@ func (c *consumer) run(ctx context.Context) error {
 				c.b.trouble(c.name, err)
 				c.b.log.WarnContext(ctx, "the consumer group cannot be joined", "group", c.group, "error", err)
 			}
+			continue
+		}
+		if missing := shares.unshared(); len(missing) > 0 {
+			c.b.trouble(c.name, errUnknownTopics)
+			c.b.log.WarnContext(ctx, "topics could not be shared out, the group joins again", "group", c.group, "topics", missing)
+			gen.Start(func(genCtx context.Context) { // with its end, the generation ends
+				select {
+				case <-genCtx.Done():
+				case <-time.After(joinBackoff):
+				}
+			})
 			continue
 		}
 		c.b.endTroubles(c.name)
