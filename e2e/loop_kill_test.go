@@ -341,7 +341,7 @@ func (l *loop) outcome() outcome {
 	l.t.Helper()
 	client, calm := l.kafkaClient(), 0
 	l.until(func() string {
-		waiting, err := l.waiting(client)
+		waiting, err := l.waiting(client, "")
 		if err != nil || len(waiting) > 0 {
 			calm = 0
 			return fmt.Sprintf("%v left, %v", waiting, err)

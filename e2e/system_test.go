@@ -267,9 +267,9 @@ func listen(t *testing.T, cfg bus.Config) *events {
 	var names, topics []string
 	for _, k := range contracts.Events() {
 		names = append(names, k.Name)
-		topics = append(topics, k.Topic)
+		topics = append(topics, cfg.Prefix+k.Topic)
 		if k.Bulk {
-			topics = append(topics, k.Topic+contracts.BulkSuffix)
+			topics = append(topics, cfg.Prefix+k.Topic+contracts.BulkSuffix)
 		}
 	}
 	if err := b.EnsureTopics(t.Context(), names...); err != nil {
@@ -397,10 +397,15 @@ func (s *system) kafkaClient() *kafka.Client {
 // quiet waits until every service has committed everything that it consumes.
 func (s *system) quiet() {
 	s.t.Helper()
-	client := s.kafkaClient()
+	s.calm(s.kafkaClient(), "")
+}
+
+// calm is quiet for the topics and groups with a prefix.
+func (s *system) calm(client *kafka.Client, prefix string) {
+	s.t.Helper()
 	calm := 0
 	s.log.wait(s.t, func(*events) string {
-		waiting, err := s.waiting(client)
+		waiting, err := s.waiting(client, prefix)
 		if err != nil {
 			return err.Error()
 		}
@@ -416,7 +421,7 @@ func (s *system) quiet() {
 }
 
 // waiting names the topics on which a service has events left.
-func (s *system) waiting(client *kafka.Client) ([]string, error) {
+func (s *system) waiting(client *kafka.Client, prefix string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
 	defer cancel()
 	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{})
@@ -426,7 +431,7 @@ func (s *system) waiting(client *kafka.Client) ([]string, error) {
 	ends := &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{}}
 	partitions := map[string][]int{}
 	for _, topic := range meta.Topics {
-		if strings.HasSuffix(topic.Name, ".dlq") || topic.Internal {
+		if !strings.HasPrefix(topic.Name, prefix) || strings.HasSuffix(topic.Name, ".dlq") || topic.Internal {
 			continue
 		}
 		for _, p := range topic.Partitions {
@@ -440,7 +445,7 @@ func (s *system) waiting(client *kafka.Client) ([]string, error) {
 	}
 	var waiting []string
 	for _, service := range append(allinone.Services(), allinone.Optional()...) {
-		committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: service.Name, Topics: partitions})
+		committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: prefix + service.Name, Topics: partitions})
 		if err != nil {
 			return nil, fmt.Errorf("offsets of %s: %w", service.Name, err)
 		}
