@@ -11,7 +11,10 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-const lagTimeout = 10 * time.Second
+const (
+	lagTimeout = 10 * time.Second
+	tailPause  = 100 * time.Millisecond // before offsets are asked for again
+)
 
 // Tailed is a message that Tail read.
 type Tailed struct {
@@ -43,7 +46,7 @@ func (b *Bus) Tail(ctx context.Context, topics []string, fromBeginning bool, fn 
 		return fmt.Errorf("tail: %w", err)
 	}
 	for p := range parts {
-		first, end, err := b.offsets(ctx, p)
+		first, end, err := b.settledOffsets(ctx, p)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // as above
 		}
@@ -95,6 +98,24 @@ func contains(list []string, s string) bool {
 		}
 	}
 	return false
+}
+
+// settledOffsets is offsets for a topic that may just have been made: its
+// partitions have no leader for a moment.
+func (b *Bus) settledOffsets(ctx context.Context, p position) (first, end int64, err error) {
+	limit := time.Now().Add(lagTimeout)
+	for {
+		first, end, err = b.offsets(ctx, p)
+		var kafkaErr kafka.Error
+		if !errors.As(err, &kafkaErr) || !kafkaErr.Temporary() || time.Now().After(limit) {
+			return first, end, err
+		}
+		select {
+		case <-ctx.Done():
+			return first, end, err
+		case <-time.After(tailPause):
+		}
+	}
 }
 
 func tailed(ctx context.Context, m *kafka.Message) Tailed {
