@@ -78,8 +78,9 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	fleets, everything := map[string][]sample.Image{}, []sample.Image{}
+	salt := int(time.Now().Unix()) * 100 // the servers may have seen an earlier run
 	for i, f := range faults {
-		fleets[f.name] = distinctFleet(t, 100+i, perFault)
+		fleets[f.name] = distinctFleet(t, salt+i, perFault)
 		everything = append(everything, fleets[f.name]...)
 	}
 	want := undisturbed(t, everything)
