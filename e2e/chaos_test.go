@@ -88,13 +88,13 @@ func TestChaos(t *testing.T) {
 	var rows []outcomeRow
 	for _, f := range faults {
 		if !t.Run(f.name, func(t *testing.T) {
-			c.t, c.system.t = t, t
+			c.t = t
 			rows = append(rows, c.undergo(f, fleets[f.name], want))
 		}) {
 			break // what comes after would only wait for the same
 		}
 	}
-	c.t, c.system.t = t, t
+	c.t = t
 	var table bytes.Buffer
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "FAULT\tIMAGES\tENDED\tATTESTED\tANALYSED÷LAYERS\tDEAD LETTERS\tRECOVERY")

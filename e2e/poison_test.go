@@ -165,7 +165,7 @@ func TestClockSkew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }() // what was published is acknowledged
 	skews := []time.Duration{-10 * time.Minute, 10 * time.Minute, -10 * 24 * time.Hour, 10 * 24 * time.Hour}
 	var pushed []sample.Pushed
 	for i, image := range fleet {

@@ -239,7 +239,7 @@ func (p *troubled) drip(w http.ResponseWriter, first, rest string) {
 	if err != nil {
 		return
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // the client has left by then
 	if _, err := io.WriteString(conn, first); err != nil {
 		return
 	}

@@ -117,7 +117,7 @@ func (s *system) deadLetters() []contracts.DeadLetter {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }() // nothing was written
 	letters, err := b.ListDeadLetters(s.t.Context(), bus.DeadLetterFilter{})
 	if err != nil {
 		s.t.Fatal(err)
@@ -265,7 +265,7 @@ func registriesDown(t *testing.T, misdeeds ...misdeed) *disturbed {
 	d.all(1)
 	d.submitAll()
 	began := time.Now()
-	d.attested(d.system.push("healthy/app", "1", distinctFleet(t, len(misdeeds), 1)...))
+	d.attested(d.push("healthy/app", "1", distinctFleet(t, len(misdeeds), 1)...))
 	t.Logf("the image of a good registry was done in %s", time.Since(began).Round(time.Millisecond))
 	d.met(2 * perRegistry)
 	if n := len(d.log.named(contracts.ImageAttestedV1)); n != 1 {
@@ -295,7 +295,7 @@ func TestRegistriesLieForGood(t *testing.T) {
 	d := disturb(t, liars()...)
 	d.all(1)
 	d.submitAll()
-	healthy := d.system.push("healthy/app", "1", distinctFleet(t, len(liars()), 1)...)
+	healthy := d.push("healthy/app", "1", distinctFleet(t, len(liars()), 1)...)
 	d.attested(healthy)
 	for _, label := range d.labels {
 		for _, p := range d.pushed[label] {
