@@ -791,7 +791,6 @@ func TestRequests(t *testing.T) {
 // circles are listings that never end.
 type circles struct {
 	repositories, tags func(next string) string // where a page leads
-	fresh              bool                     // whether pages hold something new
 	pages              int
 }
 
@@ -856,7 +855,7 @@ func TestStatementsAreLookedFor(t *testing.T) {
 			s := w.sweeper()
 			standing := &standings{Catalog: w.api}
 			s.Catalog = standing
-			for i, state := range []string{"whole", "removed", "never", "failed", "unremembered"} {
+			for _, state := range []string{"whole", "removed", "never", "failed", "unremembered"} {
 				image := catalog.Standing{Repository: "team/app", Digest: digestOf(state), State: catalog.StateAttested, Statements: []string{}}
 				statements := []string{digestOf(state + "vuln"), digestOf(state + "vsa")}
 				switch state {
@@ -873,7 +872,6 @@ func TestStatementsAreLookedFor(t *testing.T) {
 					w.removed[statements[1]] = true
 				}
 				standing.images = append(standing.images, image)
-				_ = i
 			}
 			if p := w.full(s, true); p.Figures.Checked != 5 || p.Figures.Unstated != 3 || len(w.sent) != 0 {
 				t.Errorf("dry run: %+v, %d events", p.Figures, len(w.sent))
