@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/libs/embedded"
 	"github.com/tidewaiter/tidewaiter/libs/registry"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/sample"
@@ -32,7 +34,8 @@ type cluster struct {
 	*system
 	dir     string
 	servers map[string]string // the environment of servers.sh, SERVERS_…
-	proxy   *troubled         // before the registry, a registry of its own
+	store   *embedded.Servers // its registry tells nobody of pushes
+	proxy   *troubled         // before that
 	running map[string]*exec.Cmd
 	logs    map[string]*bytes.Buffer // what each said, over all its processes
 	mu      sync.Mutex               // of logs
@@ -205,11 +208,15 @@ func brokers(t *testing.T) string {
 func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string) outcomeRow {
 	c.t.Helper()
 	lettersBefore := len(c.deadLetters())
-	registryName := c.servers["SERVERS_DISTRIBUTION"]
+	host := registry.Host{Name: c.servers["SERVERS_DISTRIBUTION"], PlainHTTP: true}
 	if f.proxied {
-		registryName = c.proxy.address
+		host = registry.Host{
+			Name: c.proxy.address, Address: c.store.RegistryAddress, PlainHTTP: true,
+			Username: c.store.RegistryUsername, Password: c.store.RegistryPassword,
+		}
 	}
-	client := c.registryClient(registry.Host{Name: registryName, Address: c.servers["SERVERS_DISTRIBUTION"], PlainHTTP: true})
+	client := c.registryClient(host)
+	c.signal("planner", syscall.SIGSTOP) // so that the fault finds all work still to do
 	if f.before != nil {
 		f.before(c)
 	}
@@ -217,7 +224,7 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string)
 	distinct := map[string]bool{}
 	for i, image := range fleet {
 		repository := fmt.Sprintf("%s/app-%d", strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(f.name), "-"), "-"), i)
-		p, err := sample.Push(c.t.Context(), client, registry.Ref{Registry: registryName, Repository: repository, Tag: "1"}, image)
+		p, err := sample.Push(c.t.Context(), client, registry.Ref{Registry: host.Name, Repository: repository, Tag: "1"}, image)
 		if err != nil {
 			c.t.Fatal(err)
 		}
@@ -229,7 +236,6 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string)
 			c.announce(p)
 		}
 	}
-	// all are known, and some work has begun
 	c.log.wait(c.t, func(l *events) string {
 		for _, p := range pushed {
 			if !c.told(l, p) {
@@ -238,6 +244,7 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string)
 		}
 		return ""
 	})
+	c.signal("planner", syscall.SIGCONT)
 	f.during(c, pushed)
 	over := time.Now()
 	c.attested(pushed...)
@@ -310,7 +317,22 @@ func startCluster(t *testing.T) *cluster {
 			c.servers[name] = value
 		}
 	}
-	c.proxy = trouble(t, c.servers["SERVERS_DISTRIBUTION"])
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	store, err := embedded.Start(ctx, embedded.Options{Dir: filepath.Join(c.dir, "store")}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		if err := store.Wait(); err != nil {
+			t.Errorf("stop the store: %v", err)
+		}
+	})
+	c.store, c.proxy = store, trouble(t, store.RegistryAddress)
+	if err := os.WriteFile(filepath.Join(c.dir, "password"), []byte(store.RegistryPassword), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	token, err := os.ReadFile(c.servers["SERVERS_API_TOKEN_FILE"])
 	if err != nil {
 		t.Fatal(err)
@@ -324,7 +346,7 @@ func startCluster(t *testing.T) *cluster {
 		Kafka: allinone.Kafka{Broker: strings.Split(c.servers["SERVERS_KAFKA"], ",")[0]},
 	}}
 	t.Cleanup(func() {
-		for name := range maps.Clone(c.running) {
+		for name := range maps.Clone(c.running) { // SIGKILL ends what is stopped too
 			c.killService(name)
 		}
 		if t.Failed() {
@@ -352,7 +374,8 @@ func (c *cluster) runService(name string) {
 		c.t.Fatal(err)
 	}
 	text := regexp.MustCompile(`(?m)^http:.*\n`).ReplaceAllString(string(base), "") // one address cannot be every process's
-	text = strings.Replace(text, "registries:\n", "registries:\n  - {host: "+c.proxy.address+", plainHTTP: true}\n", 1)
+	text = strings.Replace(text, "registries:\n", fmt.Sprintf("registries:\n  - {host: %q, plainHTTP: true, username: %q, passwordFile: %q}\n",
+		c.proxy.address, c.store.RegistryUsername, filepath.Join(c.dir, "password")), 1)
 	text = strings.Replace(text, "kafka:\n", "kafka:\n  partitions: 4\n", 1)
 	config := filepath.Join(c.dir, name+".yaml")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -380,6 +403,14 @@ func (c *cluster) killService(name string) {
 		c.t.Errorf("%s was not running any more: %v", name, err)
 	}
 	_ = cmd.Wait() // says only that it was killed
+}
+
+// signal sends a signal to the process of a service.
+func (c *cluster) signal(name string, s syscall.Signal) {
+	c.t.Helper()
+	if err := c.running[name].Process.Signal(s); err != nil {
+		c.t.Fatalf("%s to %s: %v", s, name, err)
+	}
 }
 
 // control runs servers.sh.
