@@ -179,7 +179,7 @@ func allFaults() []fault {
 				wait(300 * time.Millisecond)(c)
 			}
 		}},
-		fault{name: "PostgreSQL hangs", during: server("postgres", "pause", "resume", 10*time.Second)},
+		fault{name: "PostgreSQL takes no new connections", during: server("postgres", "pause", "resume", 10*time.Second)},
 		fault{name: "registry killed", during: server("distribution", "kill", "start", 5*time.Second)},
 		fault{
 			name: "registry gives 429, then resets", short: true, proxied: true,
