@@ -47,7 +47,7 @@ func who(t *testing.T, dial credential.Dial, address string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // nothing was written
 	b, err := io.ReadAll(conn)
 	return string(b), err
 }

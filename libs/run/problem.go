@@ -77,7 +77,7 @@ func flatten(err error) []string {
 	if err == nil {
 		return nil
 	}
-	if e, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // it is the structure that is looked at
+	if e, ok := err.(interface{ Unwrap() []error }); ok {
 		var out []string
 		for _, one := range e.Unwrap() {
 			out = append(out, flatten(one)...)

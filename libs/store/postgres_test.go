@@ -35,7 +35,7 @@ func loginServer(t *testing.T, config *tls.Config) (address string, logins func(
 				return
 			}
 			group.Go(func() {
-				defer conn.Close()
+				defer conn.Close() //nolint:errcheck // nothing was written
 				who, b, err := accept(conn, config)
 				if err != nil {
 					return
@@ -120,7 +120,7 @@ func TestPostgresWithCertificatesAndAPasswordThatChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // the test is over
 	if err := db.PingContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestPostgresWithCertificatesAndAPasswordThatChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer foreign.Close()
+	defer foreign.Close() //nolint:errcheck // the test is over
 	if err := foreign.PingContext(t.Context()); !IsUnavailable(err) || !strings.Contains(err.Error(), "x509") {
 		t.Errorf("a server of another authority: %v", err)
 	}
