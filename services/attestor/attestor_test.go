@@ -647,6 +647,25 @@ func TestForgedEvents(t *testing.T) {
 				Packages: 1, Counts: m.Counts, Verdict: m.Verdict,
 			})
 		},
+		"a report that hides its findings": func(m *contracts.ImageMatched) {
+			m.Verdict, m.Counts = contracts.VerdictPass, contracts.Counts{}
+			m.Report = w.put(contracts.Report{
+				Digest: m.Image.Digest, Kind: m.Kind, Inventory: m.Inventory.Digest, Policy: m.Policy, Packages: 1, Verdict: m.Verdict,
+				Findings: []contracts.Finding{{ID: "CVE-2019-10744", Severity: contracts.SeverityCritical, Status: contracts.StatusAffected}},
+			})
+		},
+		"a clean report of another image": func(m *contracts.ImageMatched) {
+			m.Verdict, m.Counts = contracts.VerdictPass, contracts.Counts{}
+			m.Report = w.put(contracts.Report{
+				Digest: contracts.DigestOf([]byte("other")), Kind: m.Kind, Inventory: m.Inventory.Digest, Policy: m.Policy, Packages: 1, Verdict: m.Verdict,
+			})
+		},
+		"a clean report of another inventory": func(m *contracts.ImageMatched) {
+			m.Verdict, m.Counts = contracts.VerdictPass, contracts.Counts{}
+			m.Report = w.put(contracts.Report{
+				Digest: m.Image.Digest, Kind: m.Kind, Inventory: contracts.DigestOf([]byte("other")), Policy: m.Policy, Packages: 1, Verdict: m.Verdict,
+			})
+		},
 		"a report under another policy": func(m *contracts.ImageMatched) {
 			m.Policy = contracts.DigestOf([]byte("lax"))
 			m.Report = w.put(contracts.Report{
@@ -662,9 +681,10 @@ func TestForgedEvents(t *testing.T) {
 			if !isPermanent(err) || len(out) > 0 {
 				t.Errorf("got %v, %v", out, err)
 			}
-			if attached := w.referrers(); len(attached) > 0 {
-				t.Errorf("attached: %v", attached)
+			if name != "registry" && !errors.Is(err, attestor.ErrForged) {
+				t.Errorf("got %v, want %v", err, attestor.ErrForged)
 			}
+			w.silent()
 		})
 	}
 	bad := w.event(w.matched(0, 100, start))
@@ -674,6 +694,60 @@ func TestForgedEvents(t *testing.T) {
 	if _, err := w.attestor().Handle(t.Context(), bad); !isPermanent(err) {
 		t.Errorf("garbage: %v", err)
 	}
+}
+
+// silent asserts that nothing is attached to the image, and nothing prepared.
+func (w *world) silent() {
+	w.t.Helper()
+	if attached := w.referrers(); len(attached) > 0 {
+		w.t.Errorf("attached: %v", attached)
+	}
+	var n int
+	if err := w.db.QueryRowContext(w.t.Context(), "SELECT count(*) FROM attestor_statements").Scan(&n); err != nil || n > 0 {
+		w.t.Errorf("%d statements were prepared, %v", n, err)
+	}
+}
+
+// A report is what has the digest, or there is none: nothing is signed about one
+// that nobody stored, or whose content was exchanged.
+func TestForgedReportDigest(t *testing.T) {
+	w := newWorld(t, true)
+	for name, c := range map[string]struct {
+		digest func(vulnerable, clean contracts.ImageMatched) string
+		want   error
+	}{
+		"never stored": {func(_, _ contracts.ImageMatched) string { return contracts.DigestOf([]byte("never stored")) }, store.ErrNotFound},
+		"no digest":    {func(_, _ contracts.ImageMatched) string { return "../../etc/passwd" }, store.ErrNotFound},
+		"exchanged": {func(vulnerable, clean contracts.ImageMatched) string {
+			_, err := w.db.ExecContext(t.Context(), "UPDATE blobs SET content = (SELECT content FROM blobs WHERE digest = $1) WHERE digest = $2", clean.Report.Digest, vulnerable.Report.Digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return vulnerable.Report.Digest
+		}, store.ErrCorrupt},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := w.matched(0, 100, start)
+			m.Report.Digest = c.digest(w.matched(1, 100, start), m)
+			out, err := w.attestor().Handle(t.Context(), w.event(m))
+			if !errors.Is(err, c.want) || len(out) > 0 {
+				t.Errorf("got %v, %v, want %v", out, err, c.want)
+			}
+			w.silent()
+		})
+	}
+}
+
+// Nothing is said about a digest that the registry does not have, however well
+// the event and its report agree.
+func TestForgedImage(t *testing.T) {
+	w := newWorld(t, true)
+	w.image.Digest = contracts.DigestOf([]byte("never pushed"))
+	out, err := w.attestor().Handle(t.Context(), w.event(w.matched(0, 100, start)))
+	if err != nil || len(out) > 0 {
+		t.Errorf("got %v, %v", out, err)
+	}
+	w.silent()
 }
 
 // An image that is gone is let go; when it is back, its event is answered.
