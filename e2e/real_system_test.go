@@ -76,15 +76,6 @@ func servers(t *testing.T) realServers {
 	return s
 }
 
-// ctl runs servers.sh, for instance to kill a broker.
-func ctl(t *testing.T, args ...string) {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), os.Getenv("SERVERS_CTL"), args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("servers.sh %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-}
-
 // installation is Tidewaiter as it is run for good: each service a process of
 // its own, some of each, on real servers. It has its own topics, keys and
 // tables, so that tests do not see each other's.
@@ -169,7 +160,7 @@ func install(t *testing.T, l layout) *installation {
 		Registry: allinone.Registry{Host: s.registry.Name},
 	}}}
 	i.client = i.registryClient(s.registry, s.old)
-	i.system.log = listen(t, s.kafka)
+	i.log = listen(t, s.kafka)
 	t.Cleanup(i.stopAll)
 	for _, p := range i.all {
 		i.launch(p)
@@ -232,18 +223,6 @@ func (i *installation) addresses(service string) []string {
 	return out
 }
 
-// replica returns the n-th process (from 1) of a service.
-func (i *installation) replica(service string, n int) *process {
-	i.t.Helper()
-	for _, p := range i.all {
-		if p.service == service && p.number == n {
-			return p
-		}
-	}
-	i.t.Fatalf("there is no %s-%d", service, n)
-	return nil
-}
-
 // launch starts a process of the program that i.bin names.
 func (i *installation) launch(p *process) {
 	i.t.Helper()
@@ -300,9 +279,6 @@ func (i *installation) stop(p *process) {
 		i.t.Errorf("%s did not stop cleanly: %v\n%s", p, err, p.tail())
 	}
 }
-
-// kill ends a process as a power cut would.
-func (i *installation) kill(p *process) { _ = i.end(p, syscall.SIGKILL) }
 
 func (i *installation) end(p *process, signal syscall.Signal) error {
 	i.t.Helper()
@@ -402,7 +378,7 @@ func (i *installation) undoubled(pushed ...sample.Pushed) {
 			}
 			for name, most := range map[string]int{contracts.ImagePlannedV1: plans, contracts.ImageAssembledV1: 1} {
 				ids := map[string]bool{}
-				for _, m := range i.system.log.named(name) {
+				for _, m := range i.log.named(name) {
 					if m.Event.Subject() == image {
 						ids[m.Event.ID()] = true
 					}
@@ -422,12 +398,12 @@ func (i *installation) undoubled(pushed ...sample.Pushed) {
 			pushes[image] = true
 		}
 	}
-	for _, m := range i.system.log.named(contracts.ImagePlannedV1) {
+	for _, m := range i.log.named(contracts.ImagePlannedV1) {
 		if subject := m.Event.Subject(); !pushes[subject] && strings.Contains(subject, "/"+i.name+"/") {
 			i.t.Errorf("%s was planned, and nobody pushed it as an image", subject)
 		}
 	}
-	for layer, n := range i.system.log.analyses(i.t) {
+	for layer, n := range i.log.analyses(i.t) {
 		if n != 1 {
 			i.t.Errorf("layer %s was analysed %d times", layer, n)
 		}
@@ -437,7 +413,7 @@ func (i *installation) undoubled(pushed ...sample.Pushed) {
 // ticketed waits until every open problem has its ticket, and no problem has two.
 func (i *installation) ticketed() {
 	i.t.Helper()
-	i.system.log.wait(i.t, func(*events) string {
+	i.log.wait(i.t, func(*events) string {
 		open := 0
 		for _, ticket := range i.tickets.Tickets() {
 			if ticket.Open {

@@ -2,6 +2,8 @@ package intake
 
 import (
 	"encoding/base64"
+	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -9,16 +11,36 @@ import (
 	"github.com/tidewaiter/tidewaiter/services/intake/hook"
 )
 
+// errNoMapping is what is wrong with reading the kind "generic" by its name alone.
+var errNoMapping = errors.New(`the kind "generic" reads nothing without the mapping of a configured source`)
+
 // DecodeOnce says what intake would make of one call, without sending anything:
 // the answer's status and the events. secret is checked as the kind's senders
 // present it (empty: not checked); registry is the source's configured host.
-// Errors: hook.ErrUnknownKind.
+// Errors: hook.ErrUnknownKind, and that the kind "generic" needs DecodeAs.
 func DecodeOnce(kind, secret, registry string, header http.Header, body []byte) (contracts.WebhookDecode, error) {
+	return DecodeAs(Source{Kind: kind, Registry: registry}, secret, header, body)
+}
+
+// DecodeAs is DecodeOnce with the registry, the path mapping and the mapping of
+// a source as it is configured. Its filters and its authentication are left out.
+func DecodeAs(c Source, secret string, header http.Header, body []byte) (contracts.WebhookDecode, error) {
 	out := contracts.WebhookDecode{Status: http.StatusAccepted, Events: []contracts.WebhookEvent{}}
-	k, ok := hook.Find(kind)
+	k, ok := hook.Find(c.Kind)
 	if !ok {
-		_, err := hook.Decode(kind, hook.Request{})
+		_, err := hook.Decode(c.Kind, hook.Request{})
 		return out, err
+	}
+	src := &source{Source: c, kind: k}
+	switch {
+	case c.Mapping != nil:
+		mapper, err := c.Mapping.Compile()
+		if err != nil {
+			return out, fmt.Errorf("mapping: %w", err)
+		}
+		src.mapper = mapper
+	case c.Kind == generic:
+		return out, errNoMapping
 	}
 	if secret != "" && !presents(k, secret, header, body) {
 		out.Status = http.StatusUnauthorized
@@ -28,7 +50,7 @@ func DecodeOnce(kind, secret, registry string, header http.Header, body []byte) 
 		out.Status = http.StatusRequestEntityTooLarge
 		return out, nil
 	}
-	req := hook.Request{Header: header, Body: body, Registry: registry}
+	req := src.request(header, body)
 	answer, ok := k.Handshake(req)
 	if len(body) == 0 {
 		answer, ok = k.Preflight(http.MethodOptions, header)
@@ -37,7 +59,7 @@ func DecodeOnce(kind, secret, registry string, header http.Header, body []byte) 
 		out.Status = answer.Status
 		return out, nil
 	}
-	events, err := hook.Decode(kind, req)
+	events, err := hook.Decode(c.Kind, req)
 	if err != nil {
 		return out, nil //nolint:nilerr // intake takes what it cannot read, and sets it aside
 	}

@@ -247,7 +247,7 @@ func TestPullPubSubRights(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.client.Close()
+	defer p.client.Close() //nolint:errcheck // the test is over
 	if err := p.probe(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -235,7 +235,7 @@ func TestConfigCheckLooksIntoCertificates(t *testing.T) {
 	if err := os.WriteFile(open, []byte("hunter1"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(open, 0o644); err != nil { //nolint:gosec // that is what is looked for
+	if err := os.Chmod(open, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	code, got, out := checkOf(t, fmt.Sprintf(`kafka:

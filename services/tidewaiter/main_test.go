@@ -128,6 +128,41 @@ func TestWebhookDecode(t *testing.T) {
 	}
 }
 
+// A source of the configuration is read with its own registry and mapping,
+// without which the kind "generic" reads nothing.
+func TestWebhookDecodeAs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tidewaiter.yaml")
+	content := `
+sources:
+  ours:
+    kind: generic
+    registry: r.example.com
+    auth: {none: true}
+    mapping: {action: '"push"', repository: body.image, tag: body.version}
+`
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	body := `{"image": "team/app", "version": "1.0"}`
+	code, stdout, stderr := tidewaiter(t, body, "webhook", "decode", "--as", "ours", "--config", file)
+	var got contracts.WebhookDecode
+	if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != run.ExitOK || len(got.Events) != 1 {
+		t.Fatalf("exit code %d, %v\n%s%s", code, err, stdout, stderr)
+	}
+	if e := got.Events[0]; e.Action != "push" || *e.Registry != "r.example.com" || *e.Repository != "team/app" || *e.Tag != "1.0" {
+		t.Errorf("decoded %s", stdout)
+	}
+	for says, args := range map[string][]string{
+		"mapping": {"--source", "generic"},
+		"ours":    {"--as", "other", "--config", file},
+		"--as":    {"--as", "ours", "--source", "distribution"},
+	} {
+		if code, _, stderr := tidewaiter(t, body, append([]string{"webhook", "decode"}, args...)...); code != run.ExitUsage || !strings.Contains(stderr, says) {
+			t.Errorf("%v: exit code %d, %s; want %d and %q", args, code, stderr, run.ExitUsage, says)
+		}
+	}
+}
+
 // layout writes images as an OCI image layout (image-spec, image-layout.md).
 func layout(t *testing.T, images ...sample.Image) string {
 	t.Helper()

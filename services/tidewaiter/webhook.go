@@ -4,12 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/run"
 	"github.com/tidewaiter/tidewaiter/services/intake"
 )
 
@@ -19,7 +22,8 @@ type webhookCmd struct {
 }
 
 type webhookDecodeCmd struct {
-	Source    string   `help:"Kind of the source, for example distribution, ghcr or harbor; a wrong one names them all." required:"" placeholder:"KIND"`
+	Source    string   `help:"Kind of the source, for example distribution, ghcr or harbor; a wrong one names them all." xor:"what" required:"" placeholder:"KIND"`
+	As        string   `help:"Read it as the source of this id in --config does, with its registry and mapping." xor:"what" required:"" placeholder:"ID"`
 	Header    []string `help:"Header of the call; may be repeated." short:"H" sep:"none" placeholder:"'NAME: VALUE'"`
 	Registry  string   `help:"Registry host that the source is configured for." placeholder:"HOST"`
 	Secret    string   `help:"Verify the call with this secret (better: --secret-env)." placeholder:"SECRET"`
@@ -29,7 +33,8 @@ type webhookDecodeCmd struct {
 
 func (*webhookDecodeCmd) Help() string {
 	return "Examples:\n  tidewaiter webhook decode --source distribution < body.json\n" +
-		"  tidewaiter webhook decode --source cloudevents -H 'Content-Type: application/cloudevents+json' --secret-env HOOK < body.json"
+		"  tidewaiter webhook decode --source cloudevents -H 'Content-Type: application/cloudevents+json' --secret-env HOOK < body.json\n" +
+		"  tidewaiter webhook decode --as our-own-registry --config tidewaiter.yaml < body.json"
 }
 
 func (c *webhookDecodeCmd) Run(s *streams) error {
@@ -54,7 +59,11 @@ func (c *webhookDecodeCmd) Run(s *streams) error {
 	if err != nil {
 		return usage(fmt.Errorf("read body: %w", err))
 	}
-	decoded, err := intake.DecodeOnce(c.Source, secret, c.Registry, header, body)
+	source, err := c.source(s.config)
+	if err != nil {
+		return usage(err)
+	}
+	decoded, err := intake.DecodeAs(source, secret, header, body)
 	if err != nil {
 		return usage(err)
 	}
@@ -62,6 +71,29 @@ func (c *webhookDecodeCmd) Run(s *streams) error {
 		return printJSON(s.out, decoded)
 	}
 	return c.table(s.out, decoded)
+}
+
+// source returns what the flags name: a kind, or a source of the configuration.
+func (c *webhookDecodeCmd) source(config string) (intake.Source, error) {
+	if c.As == "" {
+		return intake.Source{Kind: c.Source, Registry: c.Registry}, nil
+	}
+	cfg, err := run.Load(config, os.LookupEnv)
+	if err != nil {
+		return intake.Source{}, err
+	}
+	sources := intake.Sources{}
+	if err := cfg.CheckSection("sources", &sources); err != nil {
+		return intake.Source{}, err
+	}
+	source, ok := sources[c.As]
+	if !ok {
+		return intake.Source{}, fmt.Errorf("--as %s: the configuration (--config) has no such source; it has %q", c.As, slices.Sorted(maps.Keys(sources)))
+	}
+	if c.Registry != "" {
+		source.Registry = c.Registry
+	}
+	return source, nil
 }
 
 func (*webhookDecodeCmd) table(w io.Writer, decoded contracts.WebhookDecode) error {

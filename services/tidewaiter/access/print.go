@@ -17,6 +17,7 @@ type Names struct {
 }
 
 func (n Names) user(service string) string { return filled(n.User, "tidewaiter-{service}", service) }
+
 func (n Names) role(service string) string { return filled(n.Role, "tidewaiter_{service}", service) }
 
 func filled(template, fallback, service string) string {
