@@ -95,6 +95,7 @@ func TestDiskFullForDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := start(t, allinone.Options{Config: cfg})
+	s.attested(s.push("full/before", "1", distinctFleet(t, 72, 1)...)) // by now every service has its tables
 	ballast := filepath.Join(dir, "ballast")
 	f, err := os.Create(ballast)
 	if err != nil {
@@ -121,8 +122,8 @@ func TestDiskFullForDatabase(t *testing.T) {
 		}
 		return ""
 	})
-	if n := len(s.log.named(contracts.ImageAttestedV1)); n != 0 {
-		t.Errorf("%d images were attested without room for it", n)
+	if n := len(s.log.named(contracts.ImageAttestedV1)); n != 1 {
+		t.Errorf("%d images were attested without room for it", n-1)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)

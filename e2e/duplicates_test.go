@@ -21,6 +21,7 @@ import (
 // again and has forgotten it, to a second replica, and under another id. There
 // is one scan: one inventory, one analysis a layer, one set of statements.
 func TestRepeatedDeliveriesAreOneScan(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := start(t, allinone.Options{Dir: dir})
 	p := s.push("team/tool", "1.0", story(t).Clean...)

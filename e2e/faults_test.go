@@ -56,6 +56,7 @@ func sameReports(t *testing.T, got, want map[string]string) {
 
 // Redis loses everything, again and again, while work is going on.
 func TestRedisFlushedInMidFlight(t *testing.T) {
+	t.Parallel()
 	fleet := fleet(t, 12, 600<<10, 10<<10)
 	want := undisturbed(t, fleet)
 	s := start(t, allinone.Options{})
@@ -78,6 +79,7 @@ func TestRedisFlushedInMidFlight(t *testing.T) {
 
 // Every service is stopped and started again while work is going on.
 func TestEveryServiceRestartedInMidFlight(t *testing.T) {
+	t.Parallel()
 	fleet := fleet(t, 14, 600<<10, 10<<10)
 	want := undisturbed(t, fleet)
 	s := start(t, allinone.Options{})
@@ -110,6 +112,7 @@ func TestEveryServiceRestartedInMidFlight(t *testing.T) {
 // Layers that cannot be read, each in its own way: their images reach an end
 // with the gap named, and the others are not disturbed.
 func TestPoisonedLayers(t *testing.T) {
+	t.Parallel()
 	fleet := fleet(t, 4, 300<<10, 10<<10)
 	want := undisturbed(t, fleet[:2])
 	s := start(t, allinone.Options{})
@@ -135,6 +138,7 @@ func TestPoisonedLayers(t *testing.T) {
 // A registry that serves other bytes than the digest promises: the layer is
 // refused, the image reaches an end and says so.
 func TestLayerWithoutItsDigest(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := start(t, allinone.Options{Dir: dir})
 	if err := s.StopService("planner"); err != nil {

@@ -22,6 +22,7 @@ import (
 // or what was said before is a dead letter with a reason; what the registry does
 // not have is not spoken of. Nothing is attached, and what stands stays.
 func TestForgedMatches(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	p := s.push("team/shop", "1.0", story(t).Vulnerable[0])
 	s.attested(p)

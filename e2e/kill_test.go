@@ -116,6 +116,7 @@ func pause(t *testing.T, d time.Duration) {
 // same data: every push that the registry acknowledged is attested, with the
 // findings of an undisturbed run.
 func TestUpSurvivesKill(t *testing.T) {
+	t.Parallel()
 	fleet := fleet(t, 12, 900<<10, 20<<10)
 	want := undisturbed(t, fleet)
 	u := newUp(t, t.TempDir())

@@ -33,6 +33,7 @@ var load = flag.Bool("load", false, "send intake 1,000 events a second for a min
 // it acknowledged is in Kafka, and what was sent twice has one id. The rate and
 // the times are printed, and decide nothing.
 func TestIntakeLosesNothingItAcknowledged(t *testing.T) {
+	t.Parallel()
 	rate, seconds, kills := 300, 6, 1
 	if *load {
 		rate, seconds, kills = 1000, 60, 2

@@ -378,6 +378,7 @@ func (l *loop) outcome() outcome {
 // at one step of each of several advisories, and at all steps of the last one,
 // with which another advisory is withdrawn. Findings, statements, problems and tickets are those of an undisturbed run.
 func TestLoopSurvivesKill(t *testing.T) {
+	t.Parallel()
 	var rounds [][]string
 	for _, s := range killedAt() {
 		rounds = append(rounds, []string{s})

@@ -309,6 +309,7 @@ func TestWebhookAnswers(t *testing.T) {
 
 // An image deleted in its registry reaches the end "gone" when somebody says so.
 func TestDeletedImageIsGone(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	p := s.push("team/app", "1", fleet(t, 1, 3000, 100)...)
 	s.attested(p)

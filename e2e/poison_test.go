@@ -65,6 +65,7 @@ func poisons() []poison {
 // Poison on every topic: it goes to the dead letters of every service that
 // reads the topic, with a reason, and what stands behind it is handled.
 func TestPoisonOnEveryTopic(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := start(t, allinone.Options{Dir: dir, Partitions: 1}) // everything stands behind the poison
 	s.log.tolerate()
@@ -155,6 +156,7 @@ func (s *system) readers(client *kafka.Client) []string {
 // Clocks of registries and intakes that are days off: what was pushed is
 // planned, matched and attested, and what counts is the digest that the tag has.
 func TestClockSkew(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	if err := s.StopService("planner"); err != nil {
 		t.Fatal(err)

@@ -236,6 +236,7 @@ func (d *disturbed) noDeadLetters() {
 // an image of another registry, which stands behind theirs in every queue, is
 // done; then with one of three.
 func TestRegistriesDown(t *testing.T) {
+	t.Parallel()
 	misdeeds := []misdeed{throttlesFor, fails503, resets, truncates}
 	if *chaos {
 		misdeeds = append(misdeeds, throttles, fails500, fails502, resetsLate, redirects)
@@ -248,6 +249,7 @@ func TestRegistriesDown(t *testing.T) {
 
 // Registries that never come to an end: it takes as long as they are given.
 func TestRegistriesSlow(t *testing.T) {
+	t.Parallel()
 	if !*chaos {
 		t.Skip("it takes minutes: task chaos runs it")
 	}
@@ -281,6 +283,7 @@ func liars() []misdeed {
 
 // Registries of which one answer in three is a lie: it is asked again.
 func TestRegistriesLieNowAndThen(t *testing.T) {
+	t.Parallel()
 	d := disturb(t, liars()...)
 	d.all(3)
 	d.submitAll()
@@ -292,6 +295,7 @@ func TestRegistriesLieNowAndThen(t *testing.T) {
 // Registries that lie whatever is asked: their images end with a reason, after
 // a few tries, and are good when they are pushed again later.
 func TestRegistriesLieForGood(t *testing.T) {
+	t.Parallel()
 	d := disturb(t, liars()...)
 	d.all(1)
 	d.submitAll()

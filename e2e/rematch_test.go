@@ -316,6 +316,7 @@ func TestNewAdvisoriesTouchOnlyWhomTheyMust(t *testing.T) {
 // nobody but the advisor is caught, also by a catalog that was away meanwhile,
 // and a matcher and an attestor that stop in between lose nothing.
 func TestMatchedWhileASnapshotSpreads(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	const day1, day2 = "2026-05-01T00:00:00Z", "2026-05-02T00:00:00Z"
 	writeOSV(t, dir, osv{id: "TEST-MINIMIST", name: "minimist", fixed: "1.2.6", modified: day1})

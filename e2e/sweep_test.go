@@ -65,6 +65,7 @@ func (s *system) sweep(dryRun bool) contracts.Sweep {
 
 // A push whose webhook never came is found and attested.
 func TestSweepFindsWhatIntakeMissed(t *testing.T) {
+	t.Parallel()
 	s := swept(t)
 	if err := s.StopService("intake"); err != nil {
 		t.Fatal(err)
@@ -118,6 +119,7 @@ func (s *system) recorded(pushed ...sample.Pushed) {
 
 // A push is planned alike whether a webhook told of it or a sweep found it.
 func TestWebhookAndSweepPlanTheSame(t *testing.T) {
+	t.Parallel()
 	s := swept(t)
 	if err := s.StopService("intake"); err != nil {
 		t.Fatal(err)
@@ -168,6 +170,7 @@ func TestWebhookAndSweepPlanTheSame(t *testing.T) {
 // Statements that were removed from the registry are attached again, the same
 // ones, of the index and of its parts; nothing is analysed for that.
 func TestRemovedStatementsAreAttestedAgain(t *testing.T) {
+	t.Parallel()
 	s := swept(t)
 	p := s.push("team/shop", "1.0", story(t).Vulnerable...)
 	s.attested(p)
@@ -239,6 +242,7 @@ func TestRemovedStatementsAreAttestedAgain(t *testing.T) {
 
 // A tag that was deleted while intake was down is found to be gone.
 func TestSweepFindsWhatIsGone(t *testing.T) {
+	t.Parallel()
 	s := swept(t)
 	p := s.push("team/app", "1.0", story(t).Clean...)
 	s.attested(p)
