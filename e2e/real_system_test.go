@@ -111,7 +111,8 @@ type layout struct {
 	bin      string         // default: this tree's
 }
 
-// install starts an installation that is stopped at the end of the test.
+// install starts an installation that is stopped at the end of the test. Where
+// servers want passwords, each service has its own, and the least that it needs.
 func install(t *testing.T, l layout) *installation {
 	t.Helper()
 	s := servers(t)
@@ -134,14 +135,20 @@ func install(t *testing.T, l layout) *installation {
 	t.Cleanup(tracker.Close)
 
 	sections := map[string]any{
-		"log":      map[string]any{"level": "info", "format": "text"},
-		"kafka":    map[string]any{"prefix": s.kafka.Prefix},
-		"redis":    map[string]any{"prefix": name + ":"},
-		"database": map[string]any{"url": storetest.URL(t)},
+		"log":   map[string]any{"level": "info", "format": "text"},
+		"kafka": map[string]any{"prefix": s.kafka.Prefix},
+		"redis": map[string]any{"prefix": name + ":"},
 		"ticketer": map[string]any{
 			"trackers": []any{map[string]any{"name": "stub", "kind": "github", "url": tracker.URL + "/", "secretFile": os.Getenv("SERVERS_API_TOKEN_FILE"), "createPerMinute": 1000}},
 			"rules":    []any{map[string]any{"tracker": "stub", "project": "team/security"}},
 		},
+	}
+	var credentials *ownCredentials
+	if os.Getenv("SERVERS_AUTH") == "1" {
+		credentials = newCredentials(t, name)
+		credentials.configure(t, sections)
+	} else {
+		sections["database"] = map[string]any{"url": storetest.URL(t)}
 	}
 	maps.Copy(sections, l.sections)
 	var pipeline []string
@@ -160,6 +167,9 @@ func install(t *testing.T, l layout) *installation {
 		Registry: allinone.Registry{Host: s.registry.Name},
 	}}}
 	i.client = i.registryClient(s.registry, s.old)
+	if credentials != nil {
+		i.grant(t, credentials)
+	}
 	i.log = listen(t, s.kafka)
 	t.Cleanup(i.stopAll)
 	for _, p := range i.all {

@@ -42,6 +42,7 @@ func TestRealPipeline(t *testing.T) {
 	stories := story(t)
 	shop := i.pushTo(i.servers.registry, "team/shop", "1.0", stories.Vulnerable...)
 	i.attested(shop)
+	i.connected(t)
 	// The second one shares its base, and the old registry has a layer of it too.
 	reports := i.pushTo(i.servers.registry, "team/reports", "1.0", stories.Sharing...)
 	mended := i.pushTo(i.servers.old, "team/mended", "1.0", stories.Clean...)
