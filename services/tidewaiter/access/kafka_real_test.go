@@ -120,6 +120,9 @@ func TestPrincipalsInKafka(t *testing.T) {
 			}
 		})
 	}
+	operate(ctx, t, admin, bus.Config{
+		Brokers: strings.Split(brokers, ","), Prefix: names.Prefix, Username: user("cli"), Password: password, TLS: authority,
+	}, "intake")
 	// what the table must never allow, whatever it says
 	if err := produce(ctx, connect(user("planner"), password), leaders[names.Prefix+"image.attested.v1"], names.Prefix+"image.attested.v1"); !errors.Is(err, kerr.TopicAuthorizationFailed) {
 		t.Errorf("planner says that an image is attested: %v", err)
@@ -129,6 +132,59 @@ func TestPrincipalsInKafka(t *testing.T) {
 	}
 	if err := produce(ctx, connect(user("matcher"), "another"), 1, names.Prefix+"image.matched.v1"); err == nil || !strings.Contains(err.Error(), "SASL_AUTHENTICATION_FAILED") {
 		t.Errorf("matcher with another password: %v", err)
+	}
+}
+
+// operate checks what deploy/security.md says that an operator's user needs for
+// dead letters: Read lists, Write drops, Delete purges.
+func operate(ctx context.Context, t *testing.T, admin *kgo.Client, cfg bus.Config, own string) {
+	t.Helper()
+	if err := accesstest.Users(ctx, admin, cfg.Password, cfg.Username); err != nil {
+		t.Fatal(err)
+	}
+	topic := cfg.Prefix + "image.pushed.v1." + own + ".dlq"
+	b, err := bus.New(cfg, "cli", slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	list := func() int {
+		letters, err := b.ListDeadLetters(ctx, bus.DeadLetterFilter{})
+		if err != nil {
+			t.Fatalf("list: %v", err)
+		}
+		return len(letters)
+	}
+	allow := func(operation string) {
+		script := fmt.Sprintf("topic %s --partitions 1 --replication-factor 1\nallow --allow-principal User:%s --topic %[1]s --operation %[3]s\n", topic, cfg.Username, operation)
+		if err := accesstest.Run(ctx, admin, script); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := list(); n != 0 {
+		t.Errorf("who may nothing sees %d dead letters", n)
+	}
+	allow("Read")
+	if n := list(); n == 0 {
+		t.Error("who may read sees no dead letter")
+	}
+	drop := func(purge bool) error {
+		_, err := b.DropDeadLetters(ctx, bus.DeadLetterFilter{}, "e", "looked at", purge)
+		return err
+	}
+	if err := drop(false); err == nil || !strings.Contains(err.Error(), "Topic Authorization Failed") {
+		t.Errorf("who may only read drops: %v", err)
+	}
+	allow("Write")
+	if err := drop(false); err != nil {
+		t.Errorf("who may write drops: %v", err)
+	}
+	if err := drop(true); err == nil || !strings.Contains(err.Error(), "needs the Delete operation") {
+		t.Errorf("who may not delete purges: %v", err)
+	}
+	allow("Delete")
+	if err := drop(true); err != nil {
+		t.Errorf("who may delete purges: %v", err)
 	}
 }
 
