@@ -329,17 +329,24 @@ func checked(what string, r Ref, m manifest.Manifest) (Manifest, error) {
 }
 
 func (h *host) hasBlob(ctx context.Context, r Ref) (bool, error) {
-	err := h.do(ctx, "look up blob "+r.String(), &op{}, smallTimeout, tries, func(ctx context.Context, rc *regclient.RegClient) error {
+	_, have, err := h.headBlob(ctx, r)
+	return have, err
+}
+
+// headBlob says whether a blob is there, and of how many bytes the registry says it is.
+func (h *host) headBlob(ctx context.Context, r Ref) (size int64, have bool, err error) {
+	err = h.do(ctx, "look up blob "+r.String(), &op{}, smallTimeout, tries, func(ctx context.Context, rc *regclient.RegClient) error {
 		b, err := rc.BlobHead(ctx, h.repo(r), descriptor.Descriptor{Digest: digest.Digest(r.Digest)})
 		if err != nil {
 			return err
 		}
+		size = b.GetDescriptor().Size
 		return b.Close()
 	})
 	if errors.Is(err, ErrNotFound) {
-		return false, nil
+		return 0, false, nil
 	}
-	return err == nil, err
+	return size, err == nil, err
 }
 
 func (h *host) blob(ctx context.Context, r Ref, size int64) (io.ReadCloser, error) {

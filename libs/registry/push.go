@@ -186,11 +186,17 @@ func (h *host) lists(ctx context.Context, at Ref, d digest.Digest) (bool, error)
 	return slices.ContainsFunc(list, func(e ocispec.Descriptor) bool { return e.Digest == d }), nil
 }
 
-// ensureBlob uploads small content unless it is there.
+// ensureBlob uploads small content unless it is there. That it is there is
+// believed of one of its size only: the page of a portal answers for anything.
 func (c *Client) ensureBlob(ctx context.Context, registry, repository string, content []byte) error {
 	d := ocispec.Descriptor{Digest: digest.FromBytes(content), Size: int64(len(content))}
-	have, err := c.HasBlob(ctx, registry, repository, d.Digest.String())
-	if err != nil || have {
+	at := Ref{Registry: registry, Repository: repository, Digest: d.Digest.String()}
+	h, err := c.writable(at)
+	if err != nil {
+		return err
+	}
+	size, have, err := h.headBlob(ctx, at)
+	if err != nil || have && size == d.Size {
 		return err
 	}
 	return c.PushBlob(ctx, registry, repository, d, bytes.NewReader(content))

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,6 +196,32 @@ func TestDoubtfulAnswers(t *testing.T) {
 				t.Errorf("blob: %q, %v", got, err)
 			}
 		})
+	}
+}
+
+// A portal says 200 to anything that is asked for by HEAD. That is no blob: it is
+// uploaded, and what has its size is not.
+func TestBlobOfAnotherSizeIsUploaded(t *testing.T) {
+	for size, want := range map[int]int64{2: 0, 0: 1, 27: 1} {
+		var uploads atomic.Int64
+		c, host := fake(t, Host{}, func(w http.ResponseWriter, r *http.Request) {
+			switch r.Method {
+			case http.MethodHead:
+				w.Header().Set("Content-Length", strconv.Itoa(size))
+			case http.MethodPost:
+				w.Header().Set("Location", "/v2/team/app/blobs/uploads/1")
+				w.WriteHeader(http.StatusAccepted)
+			case http.MethodPut:
+				uploads.Add(1)
+				w.WriteHeader(http.StatusCreated)
+			}
+		})
+		if err := c.ensureBlob(t.Context(), host, "team/app", []byte("{}")); err != nil {
+			t.Errorf("the registry says %d bytes: %v", size, err)
+		}
+		if n := uploads.Load(); n != want {
+			t.Errorf("the registry says %d bytes: %d uploads, want %d", size, n, want)
+		}
 	}
 }
 
