@@ -78,7 +78,7 @@ func TestRealPipeline(t *testing.T) {
 	}
 
 	i.deleteImage(t, i.servers.registry, shop)
-	i.system.log.wait(t, func(l *events) string {
+	i.log.wait(t, func(l *events) string {
 		for _, image := range images(shop) {
 			if len(l.about(contracts.ImageGoneV1, image)) == 0 {
 				return image + " is not gone"
