@@ -213,7 +213,7 @@ func (i *installation) printed(args ...string) string {
 func ctl(t *testing.T, args ...string) string {
 	t.Helper()
 	var problems strings.Builder
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), os.Getenv("SERVERS_CTL"), args...) //nolint:gosec // servers.sh
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), os.Getenv("SERVERS_CTL"), args...)
 	cmd.Stderr = &problems
 	out, err := cmd.Output()
 	if err != nil { // the arguments may hold a password
