@@ -59,19 +59,25 @@ func startServer(t *testing.T, port int, settings ...string) *exec.Cmd {
 
 func at(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// ports returns free ports, from a range in which a cluster's second port (10000 above) exists too.
+// ports returns free ports whose cluster ports (10000 above) are free too. Both
+// are below the range from which the kernel takes ports of connections.
 func ports(t *testing.T, n int) []int {
 	t.Helper()
 	var out []int
-	for port := 21000 + os.Getpid()%5000; len(out) < n; port++ {
-		l, err := net.Listen("tcp", at(port))
-		if err != nil {
-			continue
+	for port := 11000 + os.Getpid()%5000; len(out) < n; port++ {
+		if free(port) && free(port+10000) {
+			out = append(out, port)
 		}
-		_ = l.Close()
-		out = append(out, port)
 	}
 	return out
+}
+
+func free(port int) bool {
+	l, err := net.Listen("tcp", at(port))
+	if err != nil {
+		return false
+	}
+	return l.Close() == nil
 }
 
 // until waits until try works.
