@@ -119,7 +119,7 @@ func TestHolderDies(t *testing.T) {
 
 func TestFlushedInMidFlight(t *testing.T) {
 	c := open(t, backend(t))
-	first := acquire(t, c, "event-1", short)
+	first := acquire(t, c, "event-1", long) // it must not end before Hold begins
 	started := make(chan struct{})
 	held := make(chan error, 1)
 	go func() {
