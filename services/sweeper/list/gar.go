@@ -134,14 +134,7 @@ func (g *gar) Repositories(ctx context.Context, next string) ([]Repository, stri
 		}
 		page = append(page, Repository{Name: prefix + name, Handle: parent + "/packages/" + url.PathEscape(name)})
 	}
-	following := ""
-	switch {
-	case answer.NextPageToken != "":
-		following = strconv.Itoa(place) + ":" + answer.NextPageToken
-	case place+1 < len(g.repositories):
-		following = strconv.Itoa(place+1) + ":"
-	}
-	return named(page), following, nil
+	return named(page), placeAfter(place, answer.NextPageToken, len(g.repositories)), nil
 }
 
 func (g *gar) Tags(ctx context.Context, r Repository, next string) ([]Tag, string, error) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
@@ -164,4 +165,16 @@ func tagged(page []Tag) []Tag {
 // refused is the error for an answer that is no list.
 func refused(what, detail string) error {
 	return &registry.Error{Kind: registry.ErrRefused, What: what, Status: http.StatusOK, Detail: detail}
+}
+
+// placeAfter returns where to go on in a listing of several places one after
+// the other: at the token of the same place, else at the next of n places; "" at the end.
+func placeAfter(place int, token string, n int) string {
+	switch {
+	case token != "":
+		return strconv.Itoa(place) + ":" + token
+	case place+1 < n:
+		return strconv.Itoa(place+1) + ":"
+	}
+	return ""
 }

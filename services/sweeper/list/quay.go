@@ -3,7 +3,6 @@ package list
 import (
 	"context"
 	"net/url"
-	"strconv"
 	"strings"
 )
 
@@ -58,14 +57,7 @@ func (q *quay) Repositories(ctx context.Context, next string) ([]Repository, str
 			page = append(page, Repository{Name: r.Namespace + "/" + r.Name})
 		}
 	}
-	following := ""
-	switch {
-	case answer.NextPage != "":
-		following = strconv.Itoa(place) + ":" + answer.NextPage
-	case place+1 < len(q.namespaces):
-		following = strconv.Itoa(place+1) + ":"
-	}
-	return named(page), following, nil
+	return named(page), placeAfter(place, answer.NextPage, len(q.namespaces)), nil
 }
 
 func (q *quay) Tags(ctx context.Context, r Repository, next string) ([]Tag, string, error) {
