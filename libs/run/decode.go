@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -20,12 +21,59 @@ const maxAliases = 20
 type document struct {
 	file    string
 	anchors map[string]ast.Node
-	lines   map[string]int    // of what was decoded, by path
-	texts   map[string]string // of list entries that are texts, by path
+	places
+}
+
+// places is what was decoded so far. Services of one process read their
+// sections of one file at the same time.
+type places struct {
+	mu    sync.Mutex
+	lines map[string]int    // by path
+	texts map[string]string // of what is a text, by path
+}
+
+// mark notes where a path stands.
+func (p *places) mark(path string, line int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lines[path] = line
+}
+
+// markNew is mark for a path that has no line yet: that of its key goes before
+// that of its value.
+func (p *places) markNew(path string, line int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.lines[path]; !known {
+		p.lines[path] = line
+	}
+}
+
+// at returns the line of a path that was decoded.
+func (p *places) at(path string) (line int, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	line, ok = p.lines[path]
+	return line, ok
+}
+
+// note keeps what a path says.
+func (p *places) note(path, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.texts[path] = text
+}
+
+// says says whether a path holds that text.
+func (p *places) says(path, text string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	own, ok := p.texts[path]
+	return ok && own == text
 }
 
 func newDocument(file string, body ast.Node) *document {
-	d := &document{file: file, anchors: map[string]ast.Node{}, lines: map[string]int{}, texts: map[string]string{}}
+	d := &document{file: file, anchors: map[string]ast.Node{}, places: places{lines: map[string]int{}, texts: map[string]string{}}}
 	if body != nil {
 		ast.Walk(anchors(d.anchors), body)
 	}
@@ -51,7 +99,7 @@ func (d *document) problem(path, problem, cure string) Problem {
 // line returns where a path stands, or what is nearest above it; 0: nowhere.
 func (d *document) line(path string) int {
 	for path != "" {
-		if line, ok := d.lines[path]; ok {
+		if line, ok := d.at(path); ok {
 			return line
 		}
 		path = path[:max(0, strings.LastIndexAny(path, ".["))]
@@ -79,9 +127,7 @@ func (d *decoding) decode(node ast.Node, v reflect.Value, path string) {
 	if !ok {
 		return
 	}
-	if _, known := d.lines[path]; !known {
-		d.lines[path] = lineOf(node)
-	}
+	d.markNew(path, lineOf(node))
 	if node.Type() == ast.NullType {
 		return
 	}
@@ -213,7 +259,7 @@ func (d *decoding) entries(node ast.Node, path, want string) ([]entry, bool) {
 		out = append(out, one)
 	}
 	for _, e := range out {
-		d.lines[e.path] = e.line
+		d.mark(e.path, e.line)
 	}
 	return out, true
 }
@@ -247,7 +293,7 @@ func (d *decoding) resolve(node ast.Node, path string) (ast.Node, bool) {
 // leaf reads a single value.
 func (d *decoding) leaf(node ast.Node, v reflect.Value, path string) {
 	if text, ok := node.(ast.ScalarNode); ok && v.Kind() == reflect.String {
-		d.texts[path] = fmt.Sprint(text.GetValue())
+		d.note(path, fmt.Sprint(text.GetValue()))
 	}
 	if v.Kind() == reflect.String && v.Type().PkgPath() == "" {
 		// A library that reads [host:9092] as a mapping must not make a text of it.
@@ -288,7 +334,7 @@ func (d *decoding) plain(node ast.Node, path string) any {
 		out := make([]any, len(n.Values))
 		for i, one := range n.Values {
 			at := fmt.Sprintf("%s[%d]", path, i)
-			d.lines[at] = lineOf(one)
+			d.mark(at, lineOf(one))
 			out[i] = d.plain(one, at)
 		}
 		return out

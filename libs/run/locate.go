@@ -85,7 +85,7 @@ func (p *place) named(noun, name string) bool {
 	t := deref(p.t)
 	switch t.Kind() {
 	case reflect.Map:
-		if _, ok := p.d.lines[join(p.path, name)]; ok {
+		if _, ok := p.d.at(join(p.path, name)); ok {
 			p.path, p.t = join(p.path, name), t.Elem()
 			return true
 		}
@@ -105,7 +105,7 @@ func (p *place) named(noun, name string) bool {
 func (p *place) entry(list string, t reflect.Type, name string) bool {
 	for i := 0; ; i++ {
 		at := fmt.Sprintf("%s[%d]", list, i)
-		if _, ok := p.d.lines[at]; !ok {
+		if _, ok := p.d.at(at); !ok {
 			return false
 		}
 		if p.is(at, name) {
@@ -121,7 +121,7 @@ func (p *place) is(entry, name string) bool {
 		return false
 	}
 	for _, key := range []string{"", ".name", ".host", ".id"} {
-		if text, ok := p.d.texts[entry+key]; ok && text == name {
+		if p.d.says(entry+key, name) {
 			return true
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -206,6 +207,33 @@ func TestSections(t *testing.T) {
 	if err := c.CheckSection("catalog", &section{}); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "c.yaml:7") {
 		t.Errorf("got %v, want the key's line", err)
 	}
+}
+
+// Services of one process read one file at the same time, while addresses of
+// servers are merged into it; Go ends a process that writes a map twice at once.
+func TestSectionsAreReadAtOnce(t *testing.T) {
+	c, err := Parse("c.yaml", []byte("kafka:\n  brokers: [old:1]\nplanner:\n  name: p\n  size: 3\nmatcher:\n  name: m\n  size: 0\n"), env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 500 {
+				got := section{}
+				if err := c.CheckSection("planner", &got); err != nil || got != (section{"p", 3}) {
+					t.Errorf("planner = %+v, %v", got, err)
+				}
+				if err := c.CheckSection("matcher", &section{}); err == nil || !strings.Contains(err.Error(), "c.yaml:8") {
+					t.Errorf("got %v, want the section's line", err)
+				}
+				if _, err := c.With(map[string]any{"kafka": map[string]any{"brokers": []string{"new:1"}}}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestWithMergesMapsAndReplacesTheRest(t *testing.T) {
