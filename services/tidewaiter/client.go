@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/catalog"
+	"github.com/tidewaiter/tidewaiter/services/intake"
+	"github.com/tidewaiter/tidewaiter/services/sweeper"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
 )
 
@@ -20,36 +23,103 @@ import (
 // credentials of their own ({service}) and in Kafka.
 const cliName = "cli"
 
-// serverFlags say which Tidewaiter a command talks to: one that runs on a data
-// directory, or one by URL.
+// serverFlags say which Tidewaiter a command talks to: the one whose services
+// are named, the one that --config describes if that names Kafka's brokers, or
+// one that runs on a data directory.
 type serverFlags struct {
 	Data     string `help:"Data directory of a running 'tidewaiter up'." type:"path" default:"./tidewaiter-data" env:"TIDEWAITER_DATA" placeholder:"DIR"`
-	Server   string `help:"URL of catalog's API, instead of --data." env:"TIDEWAITER_SERVER" placeholder:"URL"`
-	Intake   string `help:"URL of intake, instead of --data." env:"TIDEWAITER_INTAKE" placeholder:"URL"`
-	Sweeper  string `help:"URL of sweeper, instead of --data." env:"TIDEWAITER_SWEEPER" placeholder:"URL"`
-	TokenEnv string `help:"Environment variable that holds the API's bearer token." default:"TIDEWAITER_TOKEN" placeholder:"NAME"`
+	Server   string `help:"URL of catalog's API, instead of --config or --data." env:"TIDEWAITER_SERVER" placeholder:"URL"`
+	Intake   string `help:"URL of intake, instead of --config or --data." env:"TIDEWAITER_INTAKE" placeholder:"URL"`
+	Sweeper  string `help:"URL of sweeper, instead of --config or --data." env:"TIDEWAITER_SWEEPER" placeholder:"URL"`
+	TokenEnv string `help:"Environment variable that holds the API's bearer token; not set: the one of --config or --data." default:"TIDEWAITER_TOKEN" placeholder:"NAME"`
 }
 
-// api is a client of catalog's and intake's HTTP API.
+// endpoint is where a service answers.
+type endpoint struct {
+	flag, service string
+	url           string
+	token         func() (string, error) // that it asks for; "": none
+}
+
+// api is a client of the services' HTTP APIs.
 type api struct {
-	catalog, intake, sweeper, token string
-	http                            *http.Client
+	catalog, intake, sweeper endpoint
+	http                     *http.Client
 }
 
-func (f serverFlags) api() (*api, error) {
-	client := httpClient()
-	if f.Server != "" || f.Intake != "" || f.Sweeper != "" {
-		return &api{
-			catalog: strings.TrimSuffix(f.Server, "/"), intake: strings.TrimSuffix(f.Intake, "/"),
-			sweeper: strings.TrimSuffix(f.Sweeper, "/"),
-			token:   os.Getenv(f.TokenEnv), http: client,
-		}, nil
+func (f serverFlags) api(s *streams) (*api, error) {
+	a := &api{
+		catalog: endpoint{flag: "--server", service: "catalog", url: strings.TrimSuffix(f.Server, "/"), token: f.token("", "")},
+		intake:  endpoint{flag: "--intake", service: "intake", url: strings.TrimSuffix(f.Intake, "/"), token: f.token("", "")},
+		sweeper: endpoint{flag: "--sweeper", service: "sweeper", url: strings.TrimSuffix(f.Sweeper, "/"), token: f.token("", "")},
+		http:    httpClient(),
 	}
-	a, err := f.addresses()
+	if a.catalog.url != "" || a.intake.url != "" || a.sweeper.url != "" {
+		return a, nil
+	}
+	cfg, err := run.Load(s.config, os.LookupEnv)
 	if err != nil {
 		return nil, err
 	}
-	return &api{catalog: a.Catalog, intake: a.Intake, sweeper: a.Sweeper, token: a.Token, http: client}, nil
+	if len(cfg.Kafka.Brokers) > 0 {
+		return a, f.configured(cfg, a)
+	}
+	at, err := f.addresses()
+	if err != nil {
+		return nil, err
+	}
+	own := func() (string, error) { return at.Token, nil }
+	a.catalog.url, a.intake.url, a.sweeper.url = at.Catalog, at.Intake, at.Sweeper
+	a.catalog.token, a.intake.token, a.sweeper.token = own, own, own
+	return a, nil
+}
+
+// configured takes the addresses and tokens that services have in their
+// configuration; without its section a service is not known to run.
+func (f serverFlags) configured(cfg *run.Config, a *api) error {
+	c, i, w := catalog.DefaultConfig(), intake.DefaultConfig(), sweeper.DefaultConfig()
+	for name, into := range map[string]any{"catalog": &c, "intake": &i, "sweeper": &w} {
+		if !cfg.Has(name) {
+			continue
+		}
+		if err := cfg.CheckSection(name, into); err != nil {
+			return err
+		}
+	}
+	a.catalog.url, a.catalog.token = reachable(c.Listen), f.token(c.TokenFile, c.TokenEnv)
+	if c.Listen == "" && w.Catalog != "" { // catalog runs elsewhere, where sweeper asks it
+		a.catalog.url, a.catalog.token = strings.TrimSuffix(w.Catalog, "/"), f.token(w.CatalogTokenFile, w.CatalogTokenEnv)
+	}
+	a.sweeper.url, a.sweeper.token = reachable(w.Listen), f.token(w.TokenFile, w.TokenEnv)
+	if i.Admin != nil { // else it has no API
+		a.intake.url, a.intake.token = reachable(i.Listen), f.token(i.Admin.TokenFile, i.Admin.TokenEnv)
+	}
+	return nil
+}
+
+// token returns a function that reads the token that --token-env names, else
+// that of a service.
+func (f serverFlags) token(file, env string) func() (string, error) {
+	return func() (string, error) {
+		if token := os.Getenv(f.TokenEnv); token != "" {
+			return token, nil
+		}
+		secret, err := run.Secret("the service's token", file, env, os.LookupEnv)
+		token, _, _ := strings.Cut(secret, "\n") // two are valid at once while one is replaced
+		return token, err
+	}
+}
+
+// reachable returns the URL of a service of this machine that listens there.
+func reachable(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return "http://" + net.JoinHostPort(host, port)
 }
 
 func (f serverFlags) addresses() (allinone.Addresses, error) {
@@ -60,57 +130,58 @@ func (f serverFlags) addresses() (allinone.Addresses, error) {
 	return a, nil
 }
 
-// get fetches a path of catalog's API; the caller closes the body.
-func (a *api) get(ctx context.Context, path string) (io.ReadCloser, error) {
-	if a.catalog == "" {
-		return nil, usage(errors.New("this command asks catalog: give --server URL or --data DIR"))
-	}
-	return a.do(ctx, http.MethodGet, a.catalog+path, nil)
+// get fetches a path of a service's API; the caller closes the body.
+func (a *api) get(ctx context.Context, of endpoint, path string) (io.ReadCloser, error) {
+	return a.do(ctx, of, http.MethodGet, path, nil)
 }
 
-// postCatalog sends a document to catalog's API and returns the answer's body.
-func (a *api) postCatalog(ctx context.Context, path string, document any) (io.ReadCloser, error) {
-	if a.catalog == "" {
-		return nil, usage(errors.New("this command tells catalog: give --server URL or --data DIR"))
+// ask is get for one JSON document.
+func (a *api) ask(ctx context.Context, of endpoint, path string, into any) error {
+	body, err := a.get(ctx, of, path)
+	if err != nil {
+		return err
 	}
-	return a.send(ctx, a.catalog+path, document)
+	return decode(body, into)
 }
 
-// post sends a document to intake's API and returns the answer's body.
-func (a *api) post(ctx context.Context, path string, document any) (io.ReadCloser, error) {
-	if a.intake == "" {
-		return nil, usage(errors.New("this command talks to intake: give --intake URL or --data DIR"))
-	}
-	return a.send(ctx, a.intake+path, document)
-}
-
-func (a *api) send(ctx context.Context, url string, document any) (io.ReadCloser, error) {
+// post sends a document to a service's API and returns the answer's body.
+func (a *api) post(ctx context.Context, to endpoint, path string, document any) (io.ReadCloser, error) {
 	body, err := json.Marshal(document)
 	if err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
-	return a.do(ctx, http.MethodPost, url, body)
+	return a.do(ctx, to, http.MethodPost, path, body)
 }
 
-func (a *api) do(ctx context.Context, method, url string, body []byte) (io.ReadCloser, error) {
+func (a *api) do(ctx context.Context, e endpoint, method, path string, body []byte) (io.ReadCloser, error) {
+	if e.url == "" {
+		return nil, usage(fmt.Errorf("this command asks %s, and where that answers is not known: give %s URL, --config FILE (its %s.listen), or --data DIR",
+			e.service, e.flag, e.service))
+	}
+	url := e.url + path
+	shown := run.RedactURL(url)
 	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, usage(fmt.Errorf("make request: %w", err))
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if a.token != "" {
-		req.Header.Set("Authorization", "Bearer "+a.token)
+	token, err := e.token()
+	if err != nil {
+		return nil, err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := a.http.Do(req)
 	if err != nil {
-		return nil, unavailable(fmt.Errorf("ask %s: %w", url, err))
+		return nil, unavailable(fmt.Errorf("ask %s: %w", shown, err))
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp.Body, nil
 	}
 	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	err = fmt.Errorf("ask %s: %s: %s", url, resp.Status, strings.TrimSpace(string(text)))
+	err = fmt.Errorf("ask %s: %s: %s", shown, resp.Status, strings.TrimSpace(string(text)))
 	switch resp.StatusCode {
 	case http.StatusUnauthorized:
 		return nil, &exitError{run.ExitUsage, fmt.Errorf("%w (set the token's environment variable, see --token-env)", err)}

@@ -415,14 +415,12 @@ func (d *demo) refused(ctx context.Context, p sample.Pushed) error {
 
 // fleet waits until catalog has seen all images and prints its report.
 func (d *demo) fleet(ctx context.Context, images int) error {
-	a := &api{catalog: d.all.Catalog, token: d.all.Token, http: httpClient()}
+	a := &api{
+		catalog: endpoint{service: "catalog", url: d.all.Catalog, token: func() (string, error) { return d.all.Token, nil }}, http: httpClient(),
+	}
 	for {
-		body, err := a.get(ctx, "/v1/report")
-		if err != nil {
-			return err
-		}
 		var r contracts.FleetReport
-		if err := decode(body, &r); err != nil {
+		if err := a.ask(ctx, a.catalog, "/v1/report", &r); err != nil {
 			return err
 		}
 		if r.Images >= images {

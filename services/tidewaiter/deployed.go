@@ -42,11 +42,11 @@ func (c *deployedImportCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return usage(fmt.Errorf("%s: %w", c.File, err))
 	}
-	a, err := c.api()
+	a, err := c.api(s)
 	if err != nil {
 		return err
 	}
-	body, err := a.postCatalog(ctx, "/v1/deployed", map[string]any{"origin": c.Origin, "images": images})
+	body, err := a.post(ctx, a.catalog, "/v1/deployed", map[string]any{"origin": c.Origin, "images": images})
 	if err != nil {
 		return err
 	}

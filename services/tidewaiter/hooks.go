@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -41,7 +39,7 @@ func (c *hooksLogCmd) Run(ctx context.Context, s *streams) error {
 	if c.Limit < 1 {
 		return usage(fmt.Errorf("--limit %d is below 1", c.Limit))
 	}
-	a, err := c.api()
+	a, err := c.api(s)
 	if err != nil {
 		return err
 	}
@@ -73,7 +71,7 @@ func (c *hooksLogCmd) fetch(ctx context.Context, a *api) ([]contracts.Delivery, 
 	for {
 		query.Set("limit", strconv.Itoa(min(page, c.Limit-len(out))))
 		var answer intake.Deliveries
-		if err := a.askIntake(ctx, "/v1/deliveries?"+query.Encode(), &answer); err != nil {
+		if err := a.ask(ctx, a.intake, "/v1/deliveries?"+query.Encode(), &answer); err != nil {
 			return nil, err
 		}
 		out = append(out, answer.Deliveries...)
@@ -137,13 +135,13 @@ func (*hooksStatusCmd) Help() string {
 }
 
 func (c *hooksStatusCmd) Run(ctx context.Context, s *streams) error {
-	a, err := c.api()
+	a, err := c.api(s)
 	if err != nil {
 		return err
 	}
 	var answer intake.SourceStatuses
 	query := url.Values{"source": {c.Source}, "since": {c.Since}}
-	if err := a.askIntake(ctx, "/v1/sources?"+query.Encode(), &answer); err != nil {
+	if err := a.ask(ctx, a.intake, "/v1/sources?"+query.Encode(), &answer); err != nil {
 		return err
 	}
 	if c.Output == "json" {
@@ -184,16 +182,4 @@ func moment(t *time.Time) string {
 		return "-"
 	}
 	return t.Local().Format(time.DateTime)
-}
-
-// askIntake fetches a document of intake's API.
-func (a *api) askIntake(ctx context.Context, path string, into any) error {
-	if a.intake == "" {
-		return usage(errors.New("this command asks intake: give --intake URL or --data DIR"))
-	}
-	body, err := a.do(ctx, http.MethodGet, a.intake+path, nil)
-	if err != nil {
-		return err
-	}
-	return decode(body, into)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -24,16 +23,12 @@ func (*reportCmd) Help() string {
 }
 
 func (c *reportCmd) Run(ctx context.Context, s *streams) error {
-	a, err := c.api()
-	if err != nil {
-		return err
-	}
-	body, err := a.get(ctx, "/v1/report")
+	a, err := c.api(s)
 	if err != nil {
 		return err
 	}
 	var r contracts.FleetReport
-	if err := decode(body, &r); err != nil {
+	if err := a.ask(ctx, a.catalog, "/v1/report", &r); err != nil {
 		return err
 	}
 	if r.Registries, err = sweeps(ctx, a); err != nil {
@@ -47,17 +42,13 @@ func (c *reportCmd) Run(ctx context.Context, s *streams) error {
 
 // sweeps returns the last complete sweep of each source; none where no sweeper is known.
 func sweeps(ctx context.Context, a *api) ([]contracts.Sweep, error) {
-	if a.sweeper == "" {
+	if a.sweeper.url == "" {
 		return nil, nil
-	}
-	body, err := a.do(ctx, http.MethodGet, a.sweeper+"/v1/sweeps", nil)
-	if err != nil {
-		return nil, err
 	}
 	var all struct {
 		Sweeps []sweeper.SourceSweeps `json:"sweeps"`
 	}
-	if err := decode(body, &all); err != nil {
+	if err := a.ask(ctx, a.sweeper, "/v1/sweeps", &all); err != nil {
 		return nil, err
 	}
 	var complete []contracts.Sweep

@@ -25,11 +25,11 @@ func (*submitCmd) Help() string {
 }
 
 func (c *submitCmd) Run(ctx context.Context, s *streams) error {
-	a, err := c.api()
+	a, err := c.api(s)
 	if err != nil {
 		return err
 	}
-	body, err := a.post(ctx, "/v1/submit", map[string]string{"ref": c.Ref})
+	body, err := a.post(ctx, a.intake, "/v1/submit", map[string]string{"ref": c.Ref})
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (c *submitCmd) wait(ctx context.Context, a *api) (catalog.ImageEntry, error
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		body, err := a.get(ctx, "/v1/images?ref="+url.QueryEscape(c.Ref))
+		body, err := a.get(ctx, a.catalog, "/v1/images?ref="+url.QueryEscape(c.Ref))
 		if err != nil && ctx.Err() == nil {
 			return catalog.ImageEntry{}, err
 		}

@@ -30,19 +30,16 @@ func (*sweepCmd) Help() string {
 }
 
 func (c *sweepCmd) Run(ctx context.Context, s *streams) error {
-	a, err := c.api()
+	a, err := c.api(s)
 	if err != nil {
 		return err
 	}
-	if a.sweeper == "" {
-		return usage(errors.New("no sweeper is known: it runs where the configuration has the section \"sweeper\"; or give --sweeper URL"))
-	}
-	path := a.sweeper + "/v1/sweeps/" + url.PathEscape(c.Source)
+	path := "/v1/sweeps/" + url.PathEscape(c.Source)
 	request := path
 	if c.DryRun {
 		request += "?dryRun=true"
 	}
-	body, err := a.send(ctx, request, struct{}{})
+	body, err := a.post(ctx, a.sweeper, request, struct{}{})
 	if err != nil {
 		return err
 	}
@@ -80,12 +77,8 @@ func (c *sweepCmd) follow(ctx context.Context, w io.Writer, a *api, path string,
 	defer tick.Stop()
 	told := ""
 	for {
-		body, err := a.do(ctx, "GET", path, nil)
-		if err != nil {
-			return nil, err
-		}
 		var now sweeper.SourceSweeps
-		if err := decode(body, &now); err != nil {
+		if err := a.ask(ctx, a.sweeper, path, &now); err != nil {
 			return nil, err
 		}
 		if l := now.Last; l != nil && l.StartedAt.After(after) && l.DryRun == c.DryRun {

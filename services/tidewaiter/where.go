@@ -26,14 +26,14 @@ func (*whereCmd) Help() string {
 }
 
 func (c *whereCmd) Run(ctx context.Context, s *streams) error {
-	a, err := c.api()
+	a, err := c.api(s)
 	if err != nil {
 		return err
 	}
 	if c.Tags {
 		return c.history(ctx, s, a)
 	}
-	body, err := a.get(ctx, "/v1/timeline?ref="+url.QueryEscape(c.Ref))
+	body, err := a.get(ctx, a.catalog, "/v1/timeline?ref="+url.QueryEscape(c.Ref))
 	if err != nil {
 		return err
 	}
@@ -67,14 +67,10 @@ func (c *whereCmd) Run(ctx context.Context, s *streams) error {
 
 // history prints where tags pointed, newest first.
 func (c *whereCmd) history(ctx context.Context, s *streams, a *api) error {
-	body, err := a.get(ctx, "/v1/history?ref="+url.QueryEscape(c.Ref))
-	if err != nil {
-		return err
-	}
 	var answer struct {
 		Periods []contracts.TagPeriod `json:"periods"`
 	}
-	if err := decode(body, &answer); err != nil {
+	if err := a.ask(ctx, a.catalog, "/v1/history?ref="+url.QueryEscape(c.Ref), &answer); err != nil {
 		return err
 	}
 	if len(answer.Periods) == 0 {
