@@ -96,7 +96,7 @@ type process struct {
 	number  int
 	config  string // file
 	monitor string // host:port
-	listen  string // host:port of intake and catalog
+	listen  string // host:port of those that are asked something
 	cmd     *exec.Cmd
 	log     string // file
 	ended   chan error
@@ -107,6 +107,7 @@ func (p *process) String() string { return fmt.Sprintf("%s-%d", p.service, p.num
 // layout says what an installation consists of.
 type layout struct {
 	replicas int
+	whole    bool           // also advisor, gatekeeper and sweeper
 	sections map[string]any // over what servers.sh wrote
 	bin      string         // default: this tree's
 }
@@ -150,14 +151,23 @@ func install(t *testing.T, l layout) *installation {
 	} else {
 		sections["database"] = map[string]any{"url": storetest.URL(t)}
 	}
-	maps.Copy(sections, l.sections)
-	var pipeline []string
+	var services []string
 	for _, s := range allinone.Services() {
-		pipeline = append(pipeline, s.Name)
+		services = append(services, s.Name)
 	}
-	for _, service := range append(pipeline, "ticketer") {
+	services = append(services, "ticketer")
+	if l.whole {
+		i.configureWhole(t, sections)
+		services = append(services, "advisor", "gatekeeper", "sweeper")
+	}
+	maps.Copy(sections, l.sections)
+	merged, err := s.config.With(sections)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, service := range services {
 		for n := range l.replicas {
-			i.all = append(i.all, i.newProcess(t, service, n+1, sections))
+			i.all = append(i.all, i.newProcess(t, service, n+1, merged))
 		}
 	}
 
@@ -182,8 +192,8 @@ func install(t *testing.T, l layout) *installation {
 }
 
 // newProcess writes the configuration of a process: the common one with
-// addresses of its own.
-func (i *installation) newProcess(t *testing.T, service string, number int, sections map[string]any) *process {
+// addresses and folders of its own.
+func (i *installation) newProcess(t *testing.T, service string, number int, common *run.Config) *process {
 	t.Helper()
 	p := &process{service: service, number: number}
 	var err error
@@ -195,18 +205,29 @@ func (i *installation) newProcess(t *testing.T, service string, number int, sect
 	}
 	file := map[string]any{"http": map[string]any{"listen": p.monitor}}
 	for _, name := range append([]string{"log", "kafka", "redis", "database", "sources"}, run.Services()...) {
-		own := i.servers.config.Fill(name, map[string]any{})
-		over, _ := sections[name].(map[string]any)
-		maps.Copy(own, over)
-		if name == "intake" || name == "catalog" {
+		own := common.Fill(name, map[string]any{})
+		if len(own) == 0 {
+			continue
+		}
+		switch name {
+		case "intake", "catalog":
 			own["listen"] = p.listen
+		case "gatekeeper":
+			own["listen"] = p.listen
+			own["tls"] = map[string]any{"dir": p.folder(i, "tls"), "names": []string{"127.0.0.1"}}
+		case "sweeper":
+			own["listen"], own["catalog"] = p.listen, "http://"+cmp.Or(append(i.addresses("catalog"), p.listen)...)
+		case "advisor":
+			own["work"] = p.folder(i, "work")
+		case "matcher":
+			if own["snapshots"] != nil {
+				own["cache"] = p.folder(i, "cache")
+			}
 		}
-		if len(own) > 0 {
-			file[name] = own
-		}
+		file[name] = own
 	}
 	var registries []any
-	if err := i.servers.config.CheckSection("registries", &registries); err != nil {
+	if err := common.CheckSection("registries", &registries); err != nil {
 		t.Fatal(err)
 	}
 	file["registries"] = registries
@@ -220,6 +241,11 @@ func (i *installation) newProcess(t *testing.T, service string, number int, sect
 		t.Fatal(err)
 	}
 	return p
+}
+
+// folder is one that only this process uses.
+func (p *process) folder(i *installation, name string) string {
+	return filepath.Join(i.dir, p.String(), name)
 }
 
 // addresses are where the replicas of a service listen.

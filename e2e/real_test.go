@@ -33,12 +33,14 @@ import (
 )
 
 // Two replicas of every service on real servers, from a push through the
-// registry's own notification to a statement that verifies, a finding that a
-// consumer in another language understands and a ticket; and back, when the
-// image is deleted. Nothing is done twice.
+// registry's own notification to a statement that verifies and admits, a finding
+// that a consumer in another language understands and a ticket; a push that no
+// webhook told of, an advisory that arrives later; and back, when the image is
+// deleted. Nothing is done twice.
 func TestRealPipeline(t *testing.T) {
 	python := virtualEnvironment(t)
-	i := install(t, layout{replicas: 2})
+	i := install(t, layout{replicas: 2, whole: true})
+	i.sweptUp(t)
 	stories := story(t)
 	shop := i.pushTo(i.servers.registry, "team/shop", "1.0", stories.Vulnerable...)
 	i.attested(shop)
@@ -51,6 +53,8 @@ func TestRealPipeline(t *testing.T) {
 	i.quiet()
 	i.undoubled(shop, reports, mended, foreign)
 	i.ticketed()
+	i.reviewed(t, mended, true)
+	i.reviewed(t, shop, false)
 
 	for _, want := range []struct {
 		image  string
@@ -76,6 +80,15 @@ func TestRealPipeline(t *testing.T) {
 			t.Errorf("the consumer in Python was not told of %s in %s", p.Package, p.Owner)
 		}
 	}
+
+	lost := i.lose(t, "team/lost", stories.Clean...)
+	i.found(t, lost)
+
+	i.advised(t, mended, osv{id: "TEST-2026-1", name: "left-pad", fixed: "1.3.1"})
+	i.reviewed(t, mended, false)
+	i.quiet()
+	i.undoubled(shop, reports, mended, foreign, lost)
+	i.ticketed()
 
 	i.deleteImage(t, i.servers.registry, shop)
 	i.log.wait(t, func(l *events) string {

@@ -37,11 +37,17 @@ sweeper: {tick: 50ms}
 	return s
 }
 
-// sweep asks for a sweep, waits for its end and returns it.
+// sweep asks for a sweep of the embedded registry, waits for its end and returns it.
 func (s *system) sweep(dryRun bool) contracts.Sweep {
 	s.t.Helper()
+	return s.sweepOf(allinone.Source, dryRun)
+}
+
+// sweepOf is sweep for a source.
+func (s *system) sweepOf(source string, dryRun bool) contracts.Sweep {
+	s.t.Helper()
 	headers := map[string]string{"Authorization": "Bearer " + s.Token}
-	path := s.Sweeper + "/v1/sweeps/" + allinone.Source
+	path := s.Sweeper + "/v1/sweeps/" + source
 	var asked struct {
 		After time.Time `json:"after"`
 	}
