@@ -137,20 +137,7 @@ install_packages() {
     esac
     [[ $name != d* ]] || ((!AUTH)) || lacks htpasswd apache2-utils
   done
-  if ((${#missing[@]})); then
-    echo "installing ${missing[*]}" >&2
-    local sudo=() policy=/usr/sbin/policy-rc.d
-    [[ $(id -u) == 0 ]] || sudo=(sudo)
-    # The packages' own servers are not to start.
-    if [[ ! -e $policy ]]; then
-      printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
-      "${sudo[@]}" chmod 755 "$policy"
-      trap '"${sudo[@]}" rm -f "$policy"' RETURN
-    fi
-    "${sudo[@]}" apt-get update -q >&2 &&
-      "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >&2 ||
-      fail "could not install ${missing[*]}; install them and try again"
-  fi
+  ((!${#missing[@]})) || "$here/apt.sh" "${missing[@]}" || fail "packages are missing: ${missing[*]}"
   [[ " $SERVERS " != *" kafka "* ]] || kafka_fetch
   [[ " $SERVERS " != *" distribution "* ]] || distribution_build >/dev/null
 }
@@ -427,7 +414,11 @@ with)
   "${BASH_SOURCE[0]}" up >&2
   settings
   export_environment
-  "$@"
+  # In a group of its own, so that nothing of it is left when the servers go.
+  setsid "$@" &
+  group=$!
+  trap 'kill -TERM -- "-$group" 2>/dev/null; exit 143' INT TERM
+  wait "$group"
   ;;
 env)
   (($#)) || usage
