@@ -446,28 +446,40 @@ func (i *installation) undoubled(pushed ...sample.Pushed) {
 	}
 }
 
-// ticketed waits until every open problem has its ticket, and no problem has two.
-func (i *installation) ticketed() {
+// ticketed waits until every open problem has its ticket, those of the repositories
+// of what is vulnerable among them, and asserts that no problem has two.
+func (i *installation) ticketed(vulnerable ...sample.Pushed) {
 	i.t.Helper()
+	var about map[string]int // tickets by problem
 	i.log.wait(i.t, func(*events) string {
+		about = map[string]int{}
 		open := 0
 		for _, ticket := range i.tickets.Tickets() {
+			_, rest, _ := strings.Cut(ticket.Body, "problem=")
+			key, _, _ := strings.Cut(rest, " ")
+			about[key]++
 			if ticket.Open {
 				open++
 			}
 		}
-		if n := len(i.problems()); n != open {
-			return fmt.Sprintf("%d problems are open, and %d tickets", n, open)
+		problems, owners := i.problems(), map[string]bool{}
+		for _, p := range problems {
+			owners[p.Owner] = true
+			if about[p.Key] == 0 {
+				return fmt.Sprintf("%s in %s has no ticket", p.Package, p.Owner)
+			}
+		}
+		if len(problems) != open {
+			return fmt.Sprintf("%d problems are open, and %d tickets", len(problems), open)
+		}
+		for _, p := range vulnerable {
+			if !owners[p.Ref.Registry+"/"+p.Ref.Repository] {
+				return fmt.Sprintf("no problem of %s is open", p)
+			}
 		}
 		return ""
 	})
-	marked := map[string]int{}
-	for _, ticket := range i.tickets.Tickets() {
-		_, rest, _ := strings.Cut(ticket.Body, "problem=")
-		key, _, _ := strings.Cut(rest, " ")
-		marked[key]++
-	}
-	for key, n := range marked {
+	for key, n := range about {
 		if n != 1 {
 			i.t.Errorf("%d tickets are about problem %s", n, key)
 		}

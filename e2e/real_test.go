@@ -52,7 +52,7 @@ func TestRealPipeline(t *testing.T) {
 	i.attested(reports, mended, foreign)
 	i.quiet()
 	i.undoubled(shop, reports, mended, foreign)
-	i.ticketed()
+	i.ticketed(shop, reports, foreign)
 	i.reviewed(t, mended, true)
 	i.reviewed(t, shop, false)
 
@@ -88,7 +88,7 @@ func TestRealPipeline(t *testing.T) {
 	i.reviewed(t, mended, false)
 	i.quiet()
 	i.undoubled(shop, reports, mended, foreign, lost)
-	i.ticketed()
+	i.ticketed(shop, reports, foreign, mended, lost)
 
 	i.deleteImage(t, i.servers.registry, shop)
 	i.log.wait(t, func(l *events) string {
@@ -104,7 +104,7 @@ func TestRealPipeline(t *testing.T) {
 		}
 		return ""
 	})
-	i.ticketed()
+	i.ticketed(reports, foreign, mended, lost)
 	if letters := i.deadLetters(t); len(letters) > 0 {
 		t.Errorf("dead letters: %+v", letters)
 	}
@@ -122,7 +122,7 @@ func TestRealRollingRestart(t *testing.T) {
 	i.attested(pushed...)
 	i.quiet()
 	i.undoubled(pushed...)
-	i.ticketed()
+	i.ticketed(pushed...)
 }
 
 // The program of an earlier commit (TIDEWAITER_PREVIOUS, default the parent of
@@ -150,7 +150,7 @@ func TestRealMixedVersions(t *testing.T) {
 	i.attested(all...)
 	i.quiet()
 	i.undoubled(all...)
-	i.ticketed()
+	i.ticketed(all...)
 }
 
 // TestRealLatency prints push → attested on real servers, on a warm base with 1
