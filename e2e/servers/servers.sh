@@ -15,14 +15,16 @@
 #   servers.sh psql|redis-cli ...     the client, as administrator
 #   servers.sh install                only install and fetch what SERVERS need
 #
-# NAME is one of: kafka redis postgres docker-registry distribution
+# NAME is one of: kafka redis postgres docker-registry distribution, and with
+# AUTH=1 tokens, which says who may do what in distribution
 #
 # Environment, remembered by the directory from its first `up`:
 #   DIR        where everything is; default: .cache/servers of the repository
 #   SERVERS    which of the names; default: all. A later `up` may name more.
 #   BROKERS    Kafka brokers, 1 or 3 (three replicas, two in sync); default: 1
 #   TLS=1      TLS everywhere, by an authority made for the directory
-#   AUTH=1     passwords everywhere: SCRAM-SHA-512, Redis ACL, scram-sha-256, htpasswd
+#   AUTH=1     passwords everywhere: SCRAM-SHA-512, Redis ACL, scram-sha-256, htpasswd (docker-registry),
+#              tokens (distribution)
 #   MTLS=1     with TLS: registries want a client certificate
 #   INTAKE_URL where registries send notifications; default: http://127.0.0.1:<chosen>
 #   KAFKA_1_PORT KAFKA_1_CONTROLLER_PORT … REDIS_PORT POSTGRES_PORT DOCKER_REGISTRY_PORT
@@ -35,6 +37,7 @@ repository=$(cd "$here/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/tidewaiter
 seconds=${SECONDS_TO_START:-90}
 all_servers="kafka redis postgres docker-registry distribution"
+known_servers="$all_servers tokens"
 
 for part in common kafka redis postgres registries; do
   # shellcheck source=/dev/null
@@ -66,8 +69,9 @@ settings() {
     INTAKE_URL=${INTAKE_URL:-$(sed -n 's/^INTAKE_URL=//p' "$dir/settings")}
   fi
   SERVERS=${SERVERS:-$all_servers}
+  ((!AUTH)) || [[ " $SERVERS " != *" distribution "* ]] || SERVERS+=" tokens"
   for name in $SERVERS; do
-    [[ " $all_servers " == *" $name "* ]] || fail "there is no server $name; known are: $all_servers"
+    [[ " $known_servers " == *" $name "* ]] || fail "there is no server $name; known are: $known_servers"
   done
 }
 
@@ -79,7 +83,7 @@ existing() {
 
 keep_settings() {
   local chosen= name
-  for name in $all_servers; do [[ " $SERVERS " != *" $name "* ]] || chosen+=" $name"; done
+  for name in $known_servers; do [[ " $SERVERS " != *" $name "* ]] || chosen+=" $name"; done
   SERVERS=${chosen# }
   INTAKE_URL=${INTAKE_URL:-http://127.0.0.1:$(port intake)}
   printf '%s\n' "BROKERS=$BROKERS" "TLS=$TLS" "AUTH=$AUTH" "MTLS=$MTLS" "SERVERS=$SERVERS" "INTAKE_URL=$INTAKE_URL" >"$dir/settings.new"
@@ -104,6 +108,7 @@ start_one() { # MEMBER
   kafka-*) kafka_start "${1#kafka-}" ;;
   redis) redis_start ;;
   postgres) postgres_start ;;
+  tokens) tokens_start ;;
   *) registry_start "$1" ;;
   esac
 }
@@ -113,6 +118,7 @@ check_one() { # MEMBER
   kafka-*) kafka_check "${1#kafka-}" ;;
   redis) redis_check ;;
   postgres) postgres_check ;;
+  tokens) tokens_check ;;
   *) registry_check "$1" ;;
   esac
 }
@@ -135,7 +141,7 @@ install_packages() {
       ;;
     distribution) lacks curl curl ;;
     esac
-    [[ $name != d* ]] || ((!AUTH)) || lacks htpasswd apache2-utils
+    [[ $name != docker-registry ]] || ((!AUTH)) || lacks htpasswd apache2-utils
   done
   ((!${#missing[@]})) || "$here/apt.sh" "${missing[@]}" || fail "packages are missing: ${missing[*]}"
   [[ " $SERVERS " != *" kafka "* ]] || kafka_fetch
@@ -217,6 +223,9 @@ write_environment() {
       if ((AUTH)); then
         echo "SERVERS_REGISTRY_USERNAME=tidewaiter"
         echo "SERVERS_REGISTRY_PASSWORD_FILE=$(secret registry.tidewaiter)"
+        # Where tests add users: htpasswd's file, and that of tokens.
+        echo "SERVERS_REGISTRY_HTPASSWD=$dir/secrets/htpasswd"
+        echo "SERVERS_REGISTRY_USERS=$dir/secrets/registry.users"
       fi
     } >"$dir/servers.env"
   )
@@ -265,6 +274,7 @@ write_configuration() {
           ((!MTLS)) || echo "    keyFile: $s/client.key"
           ((!AUTH)) || echo "    username: tidewaiter"
           ((!AUTH)) || echo "    passwordFile: $s/registry.tidewaiter"
+          ((!AUTH)) || [[ $name != distribution ]] || echo "    allowPrivate: true # tokens are issued on this machine"
         done
         echo "sources:"
         for name in docker-registry distribution; do
