@@ -5,6 +5,8 @@ package credential
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -18,6 +20,10 @@ import (
 
 // maxSecret bounds a file that holds a secret, in bytes.
 const maxSecret = 64 << 10
+
+// MaxValid is how many secrets a caller may present at one time: the present one
+// and the one that replaces it.
+const MaxValid = 2
 
 // handshakeTimeout bounds a TLS handshake.
 const handshakeTimeout = 10 * time.Second
@@ -63,6 +69,62 @@ func (s Secret) Read(lookupEnv func(string) (string, bool)) (string, error) {
 		return value, nil
 	}
 	return "", nil
+}
+
+// Lines splits a text into the secrets that it holds, one a line, with the space
+// around them taken away. errors.Is(err, ErrSecret) unless they are 1 to MaxValid;
+// the text of the error never holds them.
+func Lines(text string) ([]string, error) {
+	var secrets []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			secrets = append(secrets, line)
+		}
+	}
+	if len(secrets) == 0 || len(secrets) > MaxValid {
+		return nil, fmt.Errorf("holds %d secrets, one a line, instead of 1 to %d: %w", len(secrets), MaxValid, ErrSecret)
+	}
+	return secrets, nil
+}
+
+// All returns the secrets that are valid now, for whoever is called; none where
+// none is named. Errors are those of Read and Lines.
+func (s Secret) All(lookupEnv func(string) (string, bool)) ([]string, error) {
+	text, err := s.Read(lookupEnv)
+	if err != nil || text == "" {
+		return nil, err
+	}
+	secrets, err := Lines(text)
+	switch {
+	case err != nil && s.File != "":
+		return nil, fmt.Errorf("%s: %w", s.File, err)
+	case err != nil:
+		return nil, fmt.Errorf("environment variable %s: %w", s.Env, err)
+	}
+	return secrets, nil
+}
+
+// First returns the first of All, for whoever calls; "" where none is named.
+func (s Secret) First(lookupEnv func(string) (string, bool)) (string, error) {
+	secrets, err := s.All(lookupEnv)
+	if err != nil || len(secrets) == 0 {
+		return "", err
+	}
+	return secrets[0], nil
+}
+
+// Bearer says whether authorization, the value of that header, is "Bearer" and
+// one of the tokens (RFC 6750, 2.1). All are compared, each in constant time
+// whatever its length; without any the answer is no.
+func Bearer(authorization string, tokens []string) bool {
+	scheme, token, _ := strings.Cut(authorization, " ")
+	got := sha256.Sum256([]byte(token))
+	match := 0
+	for _, t := range tokens {
+		want := sha256.Sum256([]byte(t))
+		match |= subtle.ConstantTimeCompare(got[:], want[:])
+	}
+	return strings.EqualFold(scheme, "Bearer") && token != "" && match == 1
 }
 
 // Source returns a function that reads the secret anew at each call.

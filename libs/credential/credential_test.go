@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -175,5 +177,59 @@ func TestSecret(t *testing.T) {
 		if got != test.want || test.wrong != errors.Is(err, credential.ErrSecret) {
 			t.Errorf("%+v: %q, %v", test.secret, got, err)
 		}
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	write := func(content string) credential.Secret {
+		t.Helper()
+		name := filepath.Join(t.TempDir(), "token")
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return credential.Secret{File: name}
+	}
+	env := func(name string) (string, bool) { return "from-env\n", name == "TOKEN" }
+	for name, c := range map[string]struct {
+		secret credential.Secret
+		want   []string
+		fails  bool
+	}{
+		"one":             {write("old\n"), []string{"old"}, false},
+		"two":             {write("old\r\n new \n\n"), []string{"old", "new"}, false},
+		"three":           {write("a-word\nb-word\nc-word\n"), nil, true},
+		"blank":           {write(" \n \t"), nil, true},
+		"empty":           {write(""), nil, true},
+		"variable":        {credential.Secret{Env: "TOKEN"}, []string{"from-env"}, false},
+		"variable, unset": {credential.Secret{Env: "OTHER"}, nil, true},
+		"none named":      {credential.Secret{}, nil, false},
+		"both, none wins": {credential.Secret{File: "x", Env: "TOKEN"}, nil, true},
+		"file not there":  {credential.Secret{File: "/nowhere"}, nil, true},
+	} {
+		got, err := c.secret.All(env)
+		if !slices.Equal(got, c.want) || (err != nil) != c.fails || c.fails && !errors.Is(err, credential.ErrSecret) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		if strings.Contains(fmt.Sprint(err), "word") {
+			t.Errorf("%s: %v quotes a secret", name, err)
+		}
+		first, err := c.secret.First(env)
+		if (err != nil) != c.fails || len(c.want) > 0 && first != c.want[0] || len(c.want) == 0 && first != "" {
+			t.Errorf("%s: first %q, %v", name, first, err)
+		}
+	}
+}
+
+func TestBearer(t *testing.T) {
+	for authorization, want := range map[string]bool{
+		"Bearer one": true, "bearer two": true, "Bearer three": false, "Bearer one\ntwo": false, "Bearer  one": false,
+		"Bearer ": false, "Bearer": false, "": false, "Basic one": false, "one": false, "Bearer onet": false,
+	} {
+		if got := credential.Bearer(authorization, []string{"one", "two"}); got != want {
+			t.Errorf("%q: %v", authorization, got)
+		}
+	}
+	if credential.Bearer("Bearer ", nil) || credential.Bearer("Bearer ", []string{""}) {
+		t.Error("nothing is a token")
 	}
 }

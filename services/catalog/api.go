@@ -2,19 +2,17 @@ package catalog
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/libs/credential"
 )
 
 // Bounds of a listing.
@@ -42,13 +40,13 @@ const requestTimeout = 30 * time.Second
 // All but the first ask for "Authorization: Bearer <token>". Errors are
 // {"error": "…"} with 400 (bad input), 401 or 503 (the database is away).
 type api struct {
-	s     *Service
-	token func() (string, error)
-	log   *slog.Logger
+	s      *Service
+	tokens func() ([]string, error)
+	log    *slog.Logger
 }
 
-func newAPI(s *Service, token func() (string, error)) http.Handler {
-	a := &api{s: s, token: token, log: s.log}
+func newAPI(s *Service, tokens func() ([]string, error)) http.Handler {
+	a := &api{s: s, tokens: tokens, log: s.log}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", a.health)
 	mux.Handle("GET /v1/timeline", a.protected(a.timeline))
@@ -63,17 +61,14 @@ func newAPI(s *Service, token func() (string, error)) http.Handler {
 	return mux
 }
 
-// protected asks for the token. Tokens are compared in constant time, whatever
-// their lengths. Without a configured token nobody gets in.
+// protected asks for one of the tokens. Without a configured token nobody gets in.
 func (a *api) protected(next func(w http.ResponseWriter, r *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		want, err := a.token()
+		tokens, err := a.tokens()
 		if err != nil {
 			a.log.ErrorContext(r.Context(), "the API's token cannot be read", "error", err)
 		}
-		got, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		x, y := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want))
-		if err != nil || want == "" || !ok || subtle.ConstantTimeCompare(x[:], y[:]) != 1 {
+		if err != nil || !credential.Bearer(r.Header.Get("Authorization"), tokens) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="tidewaiter catalog"`)
 			a.answer(w, r, http.StatusUnauthorized, map[string]string{"error": "a valid bearer token is needed"})
 			return

@@ -16,8 +16,8 @@ import (
 	"github.com/tidewaiter/tidewaiter/contracts"
 )
 
-func serve(t *testing.T, f *fixture, token func() (string, error)) func(path, auth string) (int, string) {
-	server := httptest.NewServer(f.s.API(token))
+func serve(t *testing.T, f *fixture, tokens func() ([]string, error)) func(path, auth string) (int, string) {
+	server := httptest.NewServer(f.s.API(tokens))
 	t.Cleanup(server.Close)
 	return func(path, auth string) (int, string) {
 		t.Helper()
@@ -41,14 +41,15 @@ func serve(t *testing.T, f *fixture, token func() (string, error)) func(path, au
 	}
 }
 
-func secret() (string, error) { return "s3cret", nil }
+func secret() ([]string, error) { return []string{"s3cret", "n3xt"}, nil }
 
 func TestAPIAsksForTheToken(t *testing.T) {
 	f := newFixture(t)
 	get := serve(t, f, secret)
 	for _, path := range []string{"/v1/report", "/v1/images", "/v1/problems", "/v1/timeline?ref=r.example/a:latest"} {
 		for auth, want := range map[string]int{
-			"": 401, "Bearer ": 401, "Bearer wrong": 401, "bearer": 401, "Basic s3cret": 401, "Bearer s3cret2": 401, "Bearer s3cret": 200,
+			"": 401, "Bearer ": 401, "Bearer wrong": 401, "bearer": 401, "Basic s3cret": 401, "Bearer s3cret2": 401, "Bearer s3cret n3xt": 401,
+			"Bearer s3cret": 200, "Bearer n3xt": 200,
 		} {
 			if status, body := get(path, auth); status != want {
 				t.Errorf("%s with %q: %d %s, want %d", path, auth, status, body, want)
@@ -58,9 +59,9 @@ func TestAPIAsksForTheToken(t *testing.T) {
 	if status, body := get("/healthz", ""); status != 200 || body != `{"status":"ok"}`+"\n" {
 		t.Errorf("health: %d %s", status, body)
 	}
-	for name, token := range map[string]func() (string, error){
-		"no token":         func() (string, error) { return "", nil },
-		"unreadable token": func() (string, error) { return "s3cret", errors.New("file is gone") },
+	for name, token := range map[string]func() ([]string, error){
+		"no token":         func() ([]string, error) { return nil, nil },
+		"unreadable token": func() ([]string, error) { return []string{"s3cret"}, errors.New("file is gone") },
 	} {
 		if status, _ := serve(t, f, token)("/v1/report", "Bearer "); status != 401 {
 			t.Errorf("%s: %d", name, status)

@@ -24,6 +24,7 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
+	"github.com/tidewaiter/tidewaiter/libs/credential"
 	"github.com/tidewaiter/tidewaiter/libs/run"
 	"github.com/tidewaiter/tidewaiter/libs/store"
 )
@@ -42,8 +43,9 @@ var migrations embed.FS
 type Config struct {
 	// Listen is the host:port of the HTTP API; empty: none.
 	Listen string `yaml:"listen"`
-	// TokenFile or TokenEnv hold the bearer token that the API asks for. The file
-	// is read for each request, so that the token can be changed while running.
+	// TokenFile or TokenEnv hold the bearer token that the API asks for; of two
+	// lines each is one. The file is read for each request, so that the token can be
+	// changed while running.
 	TokenFile string `yaml:"tokenFile"`
 	TokenEnv  string `yaml:"tokenEnv"`
 	// Deadlines are how long after a push, and then after each repeated push, an
@@ -159,7 +161,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	group.Go(func() error { return s.watch(ctx) })
 	if cfg.Listen != "" {
 		group.Go(func() error {
-			return env.Serve(ctx, cfg.Listen, s.API(s.token), func(addr string) {
+			return env.Serve(ctx, cfg.Listen, s.API(s.tokens), func(addr string) {
 				env.Log.InfoContext(ctx, "catalog API is listening", "address", addr)
 			})
 		})
@@ -170,9 +172,9 @@ func Run(ctx context.Context, env *run.Env) error {
 	return nil
 }
 
-// token returns the API's bearer token as it is configured now.
-func (s *Service) token() (string, error) {
-	return run.Secret(Name+" API", s.cfg.TokenFile, s.cfg.TokenEnv, os.LookupEnv)
+// tokens returns the API's bearer tokens as they are configured now.
+func (s *Service) tokens() ([]string, error) {
+	return credential.Secret{File: s.cfg.TokenFile, Env: s.cfg.TokenEnv}.All(os.LookupEnv)
 }
 
 // watch looks at deadlines and at what is to be matched again at every tick, and
@@ -228,5 +230,5 @@ func (s *Service) nudge() {
 	}
 }
 
-// API returns the HTTP API; token gives the bearer token to ask for.
-func (s *Service) API(token func() (string, error)) http.Handler { return newAPI(s, token) }
+// API returns the HTTP API; tokens gives the bearer tokens of which one is asked for.
+func (s *Service) API(tokens func() ([]string, error)) http.Handler { return newAPI(s, tokens) }

@@ -302,7 +302,7 @@ func TestRefresh(t *testing.T) {
 
 func TestDeployedAPI(t *testing.T) {
 	f := newFixture(t)
-	api := f.s.API(func() (string, error) { return "secret", nil })
+	api := f.s.API(func() ([]string, error) { return []string{"secret"}, nil })
 	im := img("a", "1")
 	for _, test := range []struct {
 		token, body string

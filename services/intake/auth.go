@@ -21,13 +21,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tidewaiter/tidewaiter/libs/credential"
 	"github.com/tidewaiter/tidewaiter/services/intake/hook"
 )
 
 var hashes = map[string]func() hash.Hash{"sha256": sha256.New, "sha1": sha1.New}
-
-// maxSecrets are valid at once: the present one and the one that replaces it.
-const maxSecrets = 2
 
 // rereadEvery bounds how often a secret's file is looked at.
 const rereadEvery = time.Second
@@ -235,7 +233,7 @@ func newSecret(file, env string, log *slog.Logger) (*secret, error) {
 		if !ok {
 			return nil, fmt.Errorf("environment variable %s is not set", env)
 		}
-		values, err := parseSecrets(v)
+		values, err := credential.Lines(v)
 		if err != nil {
 			return nil, fmt.Errorf("environment variable %s: %w", env, err)
 		}
@@ -247,19 +245,6 @@ func newSecret(file, env string, log *slog.Logger) (*secret, error) {
 	}
 	s.checked = s.now()
 	return s, nil
-}
-
-func parseSecrets(text string) ([]string, error) {
-	var values []string
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" {
-			values = append(values, line)
-		}
-	}
-	if len(values) == 0 || len(values) > maxSecrets {
-		return nil, fmt.Errorf("holds %d secrets, one a line, instead of 1 to %d", len(values), maxSecrets)
-	}
-	return values, nil
 }
 
 func (s *secret) read() error {
@@ -274,7 +259,7 @@ func (s *secret) read() error {
 	if err != nil {
 		return fmt.Errorf("read secret: %w", err)
 	}
-	values, err := parseSecrets(string(b))
+	values, err := credential.Lines(string(b))
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.file, err)
 	}

@@ -26,7 +26,7 @@ const Name = "intake"
 
 // Defaults of Config.
 const (
-	DefaultListen  = ":8080"
+	DefaultListen  = "127.0.0.1:8480"
 	DefaultMaxBody = 1 << 20 // more than any registry sends for one push
 	// DefaultAckTimeout stays below the second after which Distribution gives up.
 	DefaultAckTimeout = 700 * time.Millisecond

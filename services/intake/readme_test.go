@@ -32,6 +32,13 @@ func TestReadme(t *testing.T) {
 	if err := in.Sources.Validate(); err != nil {
 		t.Error(err)
 	}
+	example, err := os.ReadFile("../../deploy/tidewaiter.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in.Intake.Listen != DefaultListen || !strings.Contains(string(example), "\nintake:\n  listen: "+DefaultListen+"\n") {
+		t.Errorf("README.md or the example file has another address than the default, %s", DefaultListen)
+	}
 	for _, setting := range []string{
 		"listen", "maxBody", "ackTimeout", "keep", "admin", "kind", "registry", "anyRegistry", "pathMapping", "repositoryKey", "paths", "repositories", "tags", "platforms", "rewrite",
 		"auth", "lane", "quota", "origins", "sweep",

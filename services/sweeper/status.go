@@ -2,8 +2,6 @@ package sweeper
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -13,12 +11,11 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
-	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/libs/credential"
 )
 
 // maxUnlisted bounds the repositories that are named as not listed.
@@ -247,16 +244,14 @@ func (s *Sweeper) both(ctx context.Context, id string) (SourceSweeps, error) {
 	return SourceSweeps{Source: id, Last: last, Complete: complete}, err
 }
 
-// protected asks for the token, which is compared in constant time.
+// protected asks for one of the tokens.
 func (s *Sweeper) protected(next func(r *http.Request) (status int, body any, err error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		want, err := run.Secret("sweeper API", s.cfg.TokenFile, s.cfg.TokenEnv, os.LookupEnv)
+		tokens, err := credential.Secret{File: s.cfg.TokenFile, Env: s.cfg.TokenEnv}.All(os.LookupEnv)
 		if err != nil {
 			s.Log.ErrorContext(r.Context(), "the API's token cannot be read", slog.Any("error", err))
 		}
-		got, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		x, y := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want))
-		if err != nil || want == "" || !ok || subtle.ConstantTimeCompare(x[:], y[:]) != 1 {
+		if err != nil || !credential.Bearer(r.Header.Get("Authorization"), tokens) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="tidewaiter sweeper"`)
 			answer(w, http.StatusUnauthorized, map[string]string{"error": "a valid bearer token is needed"})
 			return

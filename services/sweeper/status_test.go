@@ -14,6 +14,7 @@ import (
 // The API asks for its token, tells of sweeps and lets one begin.
 func TestAPI(t *testing.T) {
 	w := newWorld(t)
+	t.Setenv("SWEEPER_TEST_TOKEN", "a-token\nthe-next\n")
 	w.hold("team/app", "1")
 	s := w.sweeper()
 	server := httptest.NewServer(s.API())
@@ -50,6 +51,9 @@ func TestAPI(t *testing.T) {
 	}
 	if status, _ := call(http.MethodGet, "/healthz", ""); status != http.StatusOK {
 		t.Errorf("health: %d", status)
+	}
+	if status, body := call(http.MethodGet, "/v1/sweeps/main", "Bearer the-next"); status != http.StatusOK {
+		t.Errorf("with the token that replaces the other: %d %s", status, body)
 	}
 	if status, body := call(http.MethodGet, "/v1/sweeps/other", "Bearer a-token"); status != http.StatusNotFound || !strings.Contains(body, "no source of this id") {
 		t.Errorf("%d %s", status, body)

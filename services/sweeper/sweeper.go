@@ -28,6 +28,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/credential"
 	"github.com/tidewaiter/tidewaiter/libs/redis"
 	"github.com/tidewaiter/tidewaiter/libs/registry"
 	"github.com/tidewaiter/tidewaiter/libs/run"
@@ -59,7 +60,7 @@ const leaseTTL = 30 * time.Second
 // its field sweep.
 type Config struct {
 	// Listen is the host:port of the HTTP API; empty: none. TokenFile or TokenEnv
-	// hold its bearer token, which is read for each request.
+	// hold its bearer token, of two lines each is one; they are read for each request.
 	Listen    string `yaml:"listen"`
 	TokenFile string `yaml:"tokenFile"`
 	TokenEnv  string `yaml:"tokenEnv"`
@@ -283,7 +284,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	s, err := New(cfg, sources, Deps{
 		DB: db, Registry: registries, Bus: b, Leases: leases, Log: env.Log, Metrics: env.Metrics,
 		Catalog: newCatalogAPI(cfg.Catalog, func() (string, error) {
-			return run.Secret("sweeper.catalogToken", cfg.CatalogTokenFile, cfg.CatalogTokenEnv, os.LookupEnv)
+			return credential.Secret{File: cfg.CatalogTokenFile, Env: cfg.CatalogTokenEnv}.First(os.LookupEnv)
 		}),
 	})
 	if err != nil {

@@ -72,10 +72,9 @@ func newWorld(t *testing.T) *world {
 	if w.catalog, err = catalog.New(t.Context(), catalog.DefaultConfig(), w.db, nobody{}, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	token := func() (string, error) { return "catalogs", nil }
-	s := httptest.NewServer(w.catalog.API(token))
+	s := httptest.NewServer(w.catalog.API(func() ([]string, error) { return []string{"catalogs"}, nil }))
 	t.Cleanup(s.Close)
-	w.api = newCatalogAPI(s.URL, token)
+	w.api = newCatalogAPI(s.URL, func() (string, error) { return "catalogs", nil })
 	return w
 }
 

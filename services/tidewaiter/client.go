@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tidewaiter/tidewaiter/libs/credential"
 	"github.com/tidewaiter/tidewaiter/libs/run"
 	"github.com/tidewaiter/tidewaiter/services/catalog"
 	"github.com/tidewaiter/tidewaiter/services/intake"
@@ -104,9 +105,11 @@ func (f serverFlags) token(file, env string) func() (string, error) {
 		if token := os.Getenv(f.TokenEnv); token != "" {
 			return token, nil
 		}
-		secret, err := run.Secret("the service's token", file, env, os.LookupEnv)
-		token, _, _ := strings.Cut(secret, "\n") // two are valid at once while one is replaced
-		return token, err
+		token, err := credential.Secret{File: file, Env: env}.First(os.LookupEnv) // two are valid at once while one is replaced
+		if err != nil {
+			return "", fmt.Errorf("the service's token: %w: %w", err, run.ErrConfig)
+		}
+		return token, nil
 	}
 }
 
