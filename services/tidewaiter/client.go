@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -87,13 +86,13 @@ func (f serverFlags) configured(cfg *run.Config, a *api) error {
 			return err
 		}
 	}
-	a.catalog.url, a.catalog.token = reachable(c.Listen), f.token(c.TokenFile, c.TokenEnv)
+	a.catalog.url, a.catalog.token = allinone.Reachable(c.Listen), f.token(c.TokenFile, c.TokenEnv)
 	if c.Listen == "" && w.Catalog != "" { // catalog runs elsewhere, where sweeper asks it
 		a.catalog.url, a.catalog.token = strings.TrimSuffix(w.Catalog, "/"), f.token(w.CatalogTokenFile, w.CatalogTokenEnv)
 	}
-	a.sweeper.url, a.sweeper.token = reachable(w.Listen), f.token(w.TokenFile, w.TokenEnv)
+	a.sweeper.url, a.sweeper.token = allinone.Reachable(w.Listen), f.token(w.TokenFile, w.TokenEnv)
 	if i.Admin != nil { // else it has no API
-		a.intake.url, a.intake.token = reachable(i.Listen), f.token(i.Admin.TokenFile, i.Admin.TokenEnv)
+		a.intake.url, a.intake.token = allinone.Reachable(i.Listen), f.token(i.Admin.TokenFile, i.Admin.TokenEnv)
 	}
 	return nil
 }
@@ -111,18 +110,6 @@ func (f serverFlags) token(file, env string) func() (string, error) {
 		}
 		return token, nil
 	}
-}
-
-// reachable returns the URL of a service of this machine that listens there.
-func reachable(listen string) string {
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		return ""
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	return "http://" + net.JoinHostPort(host, port)
 }
 
 func (f serverFlags) addresses() (allinone.Addresses, error) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
 )
 
 // Services that run by themselves are found by their own configuration, each
@@ -88,8 +89,8 @@ func TestReachable(t *testing.T) {
 		"127.0.0.1:8480": "http://127.0.0.1:8480", ":8480": "http://localhost:8480", "0.0.0.0:8480": "http://localhost:8480",
 		"[::]:8480": "http://localhost:8480", "[::1]:8480": "http://[::1]:8480", "intake.example.com:80": "http://intake.example.com:80", "": "",
 	} {
-		if got := reachable(listen); got != want {
-			t.Errorf("reachable(%q) = %q, want %q", listen, got, want)
+		if got := allinone.Reachable(listen); got != want {
+			t.Errorf("Reachable(%q) = %q, want %q", listen, got, want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -16,17 +17,19 @@ import (
 // upCmd runs everything in one process on embedded servers.
 type upCmd struct {
 	Data           string `help:"Where everything is kept; created when absent." type:"path" default:"./tidewaiter-data" env:"TIDEWAITER_DATA" placeholder:"DIR"`
-	Advisories     string `help:"Advisory snapshot (see: advisories build), or a folder or URL of OSV archives that is followed; default: the small built-in set." placeholder:"FILE|DIR|URL"`
+	Advisories     string `help:"Advisory snapshot (see: advisories build), or a folder or URL of OSV archives that is followed; default: what --config says, else the small built-in set." placeholder:"FILE|DIR|URL"`
 	Policy         string `help:"Policy file; default: the default policy." type:"path" placeholder:"FILE"`
-	Listen         string `help:"Where intake takes webhooks, host:port." default:"127.0.0.1:8480"`
-	CatalogListen  string `help:"Where catalog's API listens." default:"127.0.0.1:8481"`
-	MonitorListen  string `help:"Where /healthz, /readyz and /metrics are." default:"127.0.0.1:8482"`
+	Listen         string `help:"Where intake takes webhooks, host:port; default: intake.listen of --config, else 127.0.0.1:8480." placeholder:"ADDRESS"`
+	CatalogListen  string `help:"Where catalog's API listens; default: catalog.listen of --config, else 127.0.0.1:8481." placeholder:"ADDRESS"`
+	MonitorListen  string `help:"Where /healthz, /readyz and /metrics are; default: http.listen of --config, else 127.0.0.1:8482." placeholder:"ADDRESS"`
 	Gatekeeper     string `help:"Where gatekeeper answers AdmissionReviews (HTTPS), host:port; default: it does not run." placeholder:"ADDRESS"`
 	RegistryListen string `help:"Where the embedded registry listens (loopback only)." default:"127.0.0.1:8485"`
 }
 
 func (*upCmd) Help() string {
-	return "A configuration file (--config) adds registries, sources of webhooks and limits.\n\n" +
+	return "A configuration file (--config) adds registries, sources of webhooks, addresses, limits and optional services. Kafka, Redis,\n" +
+		"the API's token and the keys that sign are always those in DIR; so is the database, unless the file names a PostgreSQL.\n" +
+		"Registries on other machines reach intake only if it does not listen on loopback: --listen :8480.\n\n" +
 		"Examples:\n  tidewaiter up\n  tidewaiter up --data /var/lib/tidewaiter --config tidewaiter.yaml --advisories advisories.db"
 }
 
@@ -45,12 +48,14 @@ func (c *upCmd) Run(ctx context.Context, s *streams) error {
 	}
 	all, err := allinone.Start(ctx, allinone.Options{
 		Dir: c.Data, Config: cfg, Advisories: file, Follow: follow, Policy: c.Policy, Log: log, GatekeeperListen: c.Gatekeeper,
-		IntakeListen: c.Listen, CatalogListen: c.CatalogListen, MonitorListen: c.MonitorListen, RegistryListen: c.RegistryListen,
+		IntakeListen:  cmp.Or(c.Listen, listen(cfg, "intake"), "127.0.0.1:8480"),
+		CatalogListen: cmp.Or(c.CatalogListen, listen(cfg, "catalog"), "127.0.0.1:8481"),
+		MonitorListen: cmp.Or(c.MonitorListen, cfg.HTTP.Listen, "127.0.0.1:8482"), RegistryListen: c.RegistryListen,
 	})
 	if err != nil {
 		return err
 	}
-	if c.Advisories == "" && !cfg.Has("advisor") {
+	if all.BuiltIn {
 		fmt.Fprintln(s.err, "Advisories: the small built-in set. For all that is known: tidewaiter advisories build, then --advisories FILE.")
 	}
 	fmt.Fprintf(s.err, `Tidewaiter is up; interrupt to stop.
@@ -62,6 +67,14 @@ func (c *upCmd) Run(ctx context.Context, s *streams) error {
 `, all.Intake, all.Registry.Host, all.Registry.Username, c.Data, all.Catalog, all.Monitor, c.Data)
 	<-ctx.Done()
 	return all.Wait()
+}
+
+// listen returns where a section of the file has its service listen.
+func listen(cfg *run.Config, section string) string {
+	if at := cfg.Fill(section, map[string]any{})["listen"]; at != nil {
+		return fmt.Sprint(at)
+	}
+	return ""
 }
 
 // advisoriesFrom says what a user named: a snapshot file, or something to follow.

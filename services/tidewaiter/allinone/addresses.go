@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -51,6 +52,19 @@ func (a Addresses) BusConfig() bus.Config {
 // RegistryHost returns the configuration of a client of the embedded registry.
 func (a Addresses) RegistryHost() registry.Host {
 	return registry.Host{Name: a.Registry.Host, PlainHTTP: true, Username: a.Registry.Username, Password: a.Registry.Password}
+}
+
+// Reachable returns the URL at which a service that listens on an address,
+// host:port, is reached from this machine; "" for what is no address.
+func Reachable(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return "http://" + net.JoinHostPort(host, port)
 }
 
 const addressesFile = "addresses.json"

@@ -74,7 +74,7 @@ func Optional() []run.Named {
 type Options struct {
 	Dir        string      // where everything is kept; required
 	Config     *run.Config // the user's own: more registries and sources, limits
-	Advisories string      // snapshot file; empty: the built-in set, or what Follow holds
+	Advisories string      // snapshot file; empty: what Config says or Follow holds, else the built-in set
 	Follow     []string    // sources of advisories that advisor watches: folders, archives, URLs
 	Policy     string      // policy file; empty: the default policy
 	// Addresses to listen on, host:port; empty: a free loopback port.
@@ -91,6 +91,7 @@ type Options struct {
 type AllInOne struct {
 	Addresses
 	Config  *run.Config // the effective configuration
+	BuiltIn bool        // whether images are matched with the small built-in advisories
 	Servers *embedded.Servers
 	Health  *run.Health
 
@@ -158,7 +159,7 @@ func Start(ctx context.Context, o Options) (*AllInOne, error) {
 		metrics: &gatherer{registries: map[string]*prometheus.Registry{}}, failed: make(chan error, 1), running: map[string]*service{},
 		Addresses: Addresses{
 			PID:    os.Getpid(),
-			Intake: "http://" + o.IntakeListen, Catalog: "http://" + o.CatalogListen, Monitor: "http://" + o.MonitorListen,
+			Intake: Reachable(o.IntakeListen), Catalog: Reachable(o.CatalogListen), Monitor: Reachable(o.MonitorListen),
 			Token: secrets.token, PublicKey: secrets.publicKey,
 			Kafka:    Kafka{servers.KafkaAddress, servers.KafkaUsername, servers.KafkaPassword},
 			Registry: Registry{servers.RegistryAddress, servers.RegistryUsername, servers.RegistryPassword},
@@ -175,8 +176,9 @@ func Start(ctx context.Context, o Options) (*AllInOne, error) {
 }
 
 func (a *AllInOne) start(ctx context.Context, o Options, secrets secrets) error {
-	follow := len(o.Follow) > 0 || o.Config.Has("advisor")
-	if o.Advisories == "" && !follow {
+	matched := o.Config.Fill("matcher", map[string]any{})
+	if o.Advisories == "" && len(o.Follow) == 0 && !o.Config.Has("advisor") && matched["advisories"] == nil && matched["snapshots"] == nil {
+		a.BuiltIn = true
 		o.Advisories = filepath.Join(o.Dir, "advisories.builtin.db")
 		if err := builtin.Write(o.Advisories); err != nil {
 			return fmt.Errorf("write the built-in advisories: %w", err)
@@ -218,7 +220,8 @@ func (a *AllInOne) start(ctx context.Context, o Options, secrets secrets) error 
 	return nil
 }
 
-// configure lays the embedded servers' addresses over the user's configuration.
+// configure lays the embedded servers' addresses, the secrets of this directory
+// and what the options say over the user's configuration.
 func (a *AllInOne) configure(o Options, s secrets) (*run.Config, error) {
 	registries := []any{map[string]any{
 		"host": a.Registry.Host, "plainHTTP": true, "username": a.Registry.Username, "passwordFile": s.file("registry.password"),
@@ -237,78 +240,100 @@ func (a *AllInOne) configure(o Options, s secrets) (*run.Config, error) {
 	if err := keep(s.file("redis.password"), a.Servers.RedisPassword); err != nil {
 		return nil, err
 	}
-	kafka := map[string]any{"brokers": []string{a.Kafka.Broker}, "username": a.Kafka.Username, "replication": 1}
-	if a.Kafka.Password != "" {
-		kafka["passwordFile"] = s.file("kafka.password")
+	// Of what the file says of servers that are ours, nothing else is used: nil takes a setting out.
+	kafka := map[string]any{
+		"brokers": []string{a.Kafka.Broker}, "username": a.Kafka.Username, "passwordFile": s.file("kafka.password"), "passwordEnv": nil,
+		"mechanism": nil, "tls": nil, "replication": 1,
 	}
 	if o.Partitions > 0 {
 		kafka["partitions"] = o.Partitions
 	}
-	databaseURL := a.Servers.DatabaseURL
-	if o.Config.Database.URL != "" {
-		databaseURL = o.Config.Database.URL // a PostgreSQL of the user's
-	}
-	matcherSection := map[string]any{}
-	if o.Advisories != "" {
-		matcherSection["advisories"] = o.Advisories
-	}
-	attestorSection := map[string]any{"keyFile": s.file("attestor.key"), "passwordFile": s.file("attestor.password")}
-	if o.Policy != "" {
-		matcherSection["policy"], attestorSection["policy"] = o.Policy, o.Policy
+	config, err := o.Config.Without("redis")
+	if err != nil {
+		return nil, err
 	}
 	sections := map[string]any{
 		"kafka":      kafka,
 		"redis":      map[string]any{"url": a.Servers.RedisURL, "passwordFile": s.file("redis.password")},
-		"database":   map[string]any{"url": databaseURL},
 		"registries": registries,
 		"sources": map[string]any{Source: map[string]any{
 			"kind": "distribution", "registry": a.Registry.Host,
 			"auth": map[string]any{"bearer": map[string]any{"tokenFile": s.file("hook.secret")}},
 		}},
-		"intake":   map[string]any{"listen": o.IntakeListen, "admin": map[string]any{"tokenFile": s.file("token")}},
-		"catalog":  map[string]any{"listen": o.CatalogListen, "tokenFile": s.file("token")},
-		"matcher":  matcherSection,
-		"attestor": attestorSection,
+		"intake":  map[string]any{"listen": o.IntakeListen, "admin": map[string]any{"tokenFile": s.file("token"), "tokenEnv": nil}},
+		"catalog": map[string]any{"listen": o.CatalogListen, "tokenFile": s.file("token"), "tokenEnv": nil},
 	}
+	switch d := o.Config.Database; {
+	case d.URL != "":
+		sections["database"] = map[string]any{"url": d.URL} // a PostgreSQL of the user's
+	case d.URLEnv == "":
+		sections["database"] = map[string]any{"url": a.Servers.DatabaseURL, "passwordFile": nil, "passwordEnv": nil, "tls": nil}
+	}
+	matcherSection := map[string]any{}
 	if len(o.Follow) > 0 || o.Config.Has("advisor") {
-		snapshots := a.Registry.Host + "/tidewaiter/advisories"
-		matcherSection["snapshots"] = snapshots
-		matcherSection["snapshotKeys"] = s.file("advisor.pub")
-		matcherSection["cache"] = filepath.Join(o.Dir, "snapshots")
-		advisorSection := map[string]any{"publish": snapshots, "keyFile": s.file("advisor.key"), "work": filepath.Join(o.Dir, "advisor")}
-		if len(o.Follow) > 0 {
-			advisorSection["from"] = o.Follow
+		advisorSection := map[string]any{
+			"publish": a.Registry.Host + "/tidewaiter/advisories", "keyFile": s.file("advisor.key"), "work": filepath.Join(o.Dir, "advisor"),
 		}
 		if local(o.Follow) {
 			advisorSection["poll"] = "5s"
 		}
-		sections["advisor"] = o.Config.Fill("advisor", advisorSection)
-		sections["matcher"] = o.Config.Fill("matcher", matcherSection)
+		advisorSection = o.Config.Fill("advisor", advisorSection)
+		if len(o.Follow) > 0 {
+			advisorSection["from"] = o.Follow
+		}
+		sections["advisor"] = advisorSection
+		matcherSection = o.Config.Fill("matcher", map[string]any{
+			"snapshots": advisorSection["publish"], "snapshotKeys": s.file("advisor.pub"), "cache": filepath.Join(o.Dir, "snapshots"),
+		})
 	}
+	attestorSection := map[string]any{
+		"keyFile": s.file("attestor.key"), "keyEnv": nil, "passwordFile": s.file("attestor.password"), "passwordEnv": nil,
+	}
+	if o.Advisories != "" {
+		matcherSection["advisories"] = o.Advisories
+	}
+	if o.Policy != "" {
+		matcherSection["policy"], attestorSection["policy"] = o.Policy, o.Policy
+	}
+	sections["matcher"], sections["attestor"] = matcherSection, attestorSection
 	if o.GatekeeperListen != "" || o.Config.Has("gatekeeper") {
-		gatekeeperSection := map[string]any{
-			"keyFiles": []string{s.file("attestor.pub")},
-			"tls":      map[string]any{"dir": filepath.Join(o.Dir, "gatekeeper"), "names": []string{"127.0.0.1", "localhost"}},
-			"auth":     map[string]any{"tokenFile": s.file("token")},
-		}
-		if o.GatekeeperListen != "" {
-			gatekeeperSection["listen"] = o.GatekeeperListen
-		}
-		sections["gatekeeper"] = o.Config.Fill("gatekeeper", gatekeeperSection)
+		sections["gatekeeper"] = gatekeeperSection(o, s)
 	}
 	if o.Config.Has("sweeper") {
 		free, err := FreeAddress(a.ctx)
 		if err != nil {
 			return nil, err
 		}
-		sections["sweeper"] = o.Config.Fill("sweeper", map[string]any{
-			"listen": free, "tokenFile": s.file("token"), "catalog": a.Catalog, "catalogTokenFile": s.file("token"),
-		})
-		if listen, ok := sections["sweeper"].(map[string]any)["listen"].(string); ok {
-			a.Sweeper = "http://" + listen
+		section := o.Config.Fill("sweeper", map[string]any{"listen": free, "catalog": a.Catalog})
+		for _, token := range []string{"token", "catalogToken"} {
+			if section[token+"File"] == nil && section[token+"Env"] == nil {
+				section[token+"File"] = s.file("token")
+			}
+		}
+		sections["sweeper"] = section
+		if listen, ok := section["listen"].(string); ok {
+			a.Sweeper = Reachable(listen)
 		}
 	}
-	return o.Config.With(sections)
+	return config.With(sections)
+}
+
+// gatekeeperSection has what the file says; only where it says nothing, the
+// API's token, our own key and a certificate that gatekeeper makes.
+func gatekeeperSection(o Options, s secrets) map[string]any {
+	section := o.Config.Fill("gatekeeper", map[string]any{"keyFiles": []string{s.file("attestor.pub")}})
+	if section["auth"] == nil {
+		section["auth"] = map[string]any{"tokenFile": s.file("token")}
+	}
+	if t, ok := section["tls"].(map[string]any); !ok || t["certFile"] == nil {
+		section["tls"] = o.Config.Fill("gatekeeper", map[string]any{
+			"tls": map[string]any{"dir": filepath.Join(o.Dir, "gatekeeper"), "names": []string{"127.0.0.1", "localhost"}},
+		})["tls"]
+	}
+	if o.GatekeeperListen != "" {
+		section["listen"] = o.GatekeeperListen
+	}
+	return section
 }
 
 // local says whether all sources are on this machine, where looking costs nothing.
