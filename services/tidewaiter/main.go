@@ -97,15 +97,7 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		}
 	}()
 	var cmd root
-	parser, err := kong.New(&cmd,
-		kong.Name("tidewaiter"),
-		kong.Description("Boards every container image on arrival: lists what is inside, says what is known to be wrong with it,\nsigns that statement and keeps it true. Start with: tidewaiter demo"),
-		kong.UsageOnError(),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
-		kong.Vars{"version": version},
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { panic(errParsed(code)) }),
-	)
+	parser, err := newParser(&cmd, stdout, stderr)
 	if err != nil {
 		fmt.Fprintf(stderr, "tidewaiter: %v\n", err)
 		return run.ExitUsage
@@ -141,6 +133,19 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		return run.ExitUsage
 	}
 	return run.ExitUnavailable
+}
+
+// newParser returns what reads a command line into cmd.
+func newParser(cmd *root, stdout, stderr io.Writer) (*kong.Kong, error) {
+	return kong.New(cmd,
+		kong.Name("tidewaiter"),
+		kong.Description("Boards every container image on arrival: lists what is inside, says what is known to be wrong with it,\nsigns that statement and keeps it true. Start with: tidewaiter demo"),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+		kong.Vars{"version": version},
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { panic(errParsed(code)) }),
+	)
 }
 
 func helpFor(err error) string {
