@@ -12,16 +12,29 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export SERVERS="kafka redis postgres distribution"
 
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
+
+# Runs a command that ends with the flags of go test. What was left out stands
+# last, with its reason: it is not proven by a test that passes.
+tests() { # COMMAND...
+  "$@" -v | tee "$said"
+  if grep -q -e '--- SKIP' "$said"; then
+    echo "LEFT OUT:"
+    grep -B1 -e '--- SKIP' "$said"
+  fi
+}
+
 chaos() { # PATTERN FLAGS...
   local pattern=$1
   shift
-  ./e2e/servers/servers.sh with go test -count=1 -timeout 90m -tags real -run "$pattern" ./e2e "$@"
+  tests ./e2e/servers/servers.sh with go test -count=1 -timeout 90m -tags real -run "$pattern" ./e2e "$@"
 }
 
 case ${1:-} in
 --short) chaos 'TestChaos' ;;
 '')
-  go test -count=1 -timeout 60m -run 'TestRegistr|TestDiskFull|TestPoison|TestClockSkew|TestRedisFlushed|TestEveryServiceRestarted|TestUpSurvivesKill|TestLoopSurvivesKill' ./e2e -chaos
+  tests go test -count=1 -timeout 60m -run 'TestRegistr|TestDiskFull|TestPoison|TestClockSkew|TestRedisFlushed|TestEveryServiceRestarted|TestUpSurvivesKill|TestLoopSurvivesKill' ./e2e -chaos
   chaos 'TestChaos' -chaos
   BROKERS=3 chaos 'TestChaos/(nothing_happens|Kafka_killed,_one_of_three)' -chaos
   ;;

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,9 +22,10 @@ import (
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
-	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/embedded"
 	"github.com/tidewaiter/tidewaiter/libs/registry"
+	"github.com/tidewaiter/tidewaiter/libs/run"
+	"github.com/tidewaiter/tidewaiter/services/ticketer/stub"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/allinone"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/sample"
 )
@@ -36,6 +38,8 @@ type cluster struct {
 	servers map[string]string // the environment of servers.sh, SERVERS_…
 	store   *embedded.Servers // its registry tells nobody of pushes
 	proxy   *troubled         // before that
+	tracker string            // URL of tickets
+	tickets *stub.Tracker
 	running map[string]*exec.Cmd
 	logs    map[string]*bytes.Buffer // what each said, over all its processes
 	mu      sync.Mutex               // of logs
@@ -48,9 +52,16 @@ type fault struct {
 	short   bool                                // part of the short form
 	brokers string                              // BROKERS that it needs; empty: any
 	before  func(c *cluster)                    // before images are pushed
+	pushing func(c *cluster, n int)             // after the nth push
 	during  func(c *cluster, p []sample.Pushed) // in the middle of the work
 	proxied bool                                // images are in the registry behind the proxy
 	redone  bool                                // it destroys what says that a layer is being analysed
+}
+
+// findings are what is found in images, by digest.
+type findings struct {
+	reports  map[string]string // digests
+	problems map[string][]string
 }
 
 // outcomeRow is a row of the table that task chaos prints.
@@ -63,8 +74,9 @@ type outcomeRow struct {
 
 // TestChaos does to a cluster what happens to clusters, one fault after the
 // other. After each, every pushed image is attested with the findings of an
-// undisturbed run, no layer was analysed twice, unless the fault destroyed the
-// lease on it, and nothing is among the dead letters.
+// undisturbed run, each problem has one ticket, no layer was analysed twice (and
+// none more than twice where the fault destroyed the lease on it), and nothing is
+// among the dead letters.
 func TestChaos(t *testing.T) {
 	ctl := os.Getenv("SERVERS_CTL")
 	if ctl == "" {
@@ -86,7 +98,9 @@ func TestChaos(t *testing.T) {
 		fleets[f.name] = distinctFleet(t, salt+i, perFault)
 		everything = append(everything, fleets[f.name]...)
 	}
-	want := undisturbed(t, everything)
+	alone, pushed := scanned(t, everything)
+	alone.quiet()
+	want := findings{alone.reportDigests(pushed), alone.problemsOf(pushed)}
 	c := startCluster(t)
 	var rows []outcomeRow
 	for _, f := range faults {
@@ -115,7 +129,17 @@ func clusterServices() []string {
 	for _, s := range allinone.Services() {
 		names = append(names, s.Name)
 	}
-	return names
+	return append(names, "ticketer")
+}
+
+// firstWork names for each service the first event that says that it is at work,
+// or has work waiting: planner's own, and else that of the service before.
+func firstWork() map[string]string {
+	return map[string]string{
+		"planner": contracts.ImagePlannedV1, "analyzer": contracts.LayerRequestedV1, "assembler": contracts.ImagePlannedV1,
+		"matcher": contracts.ImageAssembledV1, "attestor": contracts.ImageMatchedV1, "catalog": contracts.ImageAttestedV1,
+		"ticketer": contracts.FindingOpenedV1,
+	}
 }
 
 func allFaults() []fault {
@@ -124,10 +148,25 @@ func allFaults() []fault {
 		{name: "nothing happens", short: true, during: func(*cluster, []sample.Pushed) {}},
 	}
 	for _, name := range clusterServices() {
-		faults = append(faults, fault{
-			name: name + " killed", short: name == "analyzer",
-			during: func(c *cluster, _ []sample.Pushed) { c.killService(name); c.runService(name) },
-		})
+		f := fault{name: name + " killed", short: name == "analyzer"}
+		if name == "intake" {
+			f.pushing = func(c *cluster, n int) {
+				switch n {
+				case 2:
+					c.killService(name)
+				case 3: // of this one the registry could not tell it
+					c.runService(name)
+				}
+			}
+			f.during = func(*cluster, []sample.Pushed) {}
+		} else {
+			f.during = func(c *cluster, p []sample.Pushed) {
+				c.working(name, p)
+				c.killService(name)
+				c.runService(name)
+			}
+		}
+		faults = append(faults, f)
 	}
 	server := func(what, how, undo string, during time.Duration) func(c *cluster, _ []sample.Pushed) {
 		return func(c *cluster, _ []sample.Pushed) {
@@ -205,7 +244,7 @@ func brokers(t *testing.T) string {
 
 // undergo pushes images, lets the fault happen in the middle of the work, and
 // looks at what is left.
-func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string) outcomeRow {
+func (c *cluster) undergo(f fault, fleet []sample.Image, want findings) outcomeRow {
 	c.t.Helper()
 	lettersBefore := len(c.deadLetters())
 	host := registry.Host{Name: c.servers["SERVERS_DISTRIBUTION"], PlainHTTP: true}
@@ -235,6 +274,9 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string)
 		if f.proxied {
 			c.announce(p)
 		}
+		if f.pushing != nil {
+			f.pushing(c, i+1)
+		}
 	}
 	c.log.wait(c.t, func(l *events) string {
 		for _, p := range pushed {
@@ -256,7 +298,13 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string)
 
 	s := *c.system
 	s.client = client
-	sameReportsOf(c.t, s.reportDigests(pushed), want)
+	sameReportsOf(c.t, s.reportDigests(pushed), want.reports)
+	for image, got := range s.problemsOf(pushed) {
+		if len(got) == 0 || !slices.Equal(got, want.problems[image]) {
+			c.t.Errorf("problems of %s: %q, undisturbed %q", image, got, want.problems[image])
+		}
+	}
+	c.ticketed(pushed)
 	for _, p := range pushed {
 		if got := s.referrers(p.String()); len(got) != 4 {
 			c.t.Errorf("%s carries %d referrers: %v", p, len(got), got)
@@ -268,7 +316,7 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string)
 			continue
 		}
 		row.analysed += n
-		if n != 1 && !f.redone {
+		if n > 2 || n > 1 && !f.redone {
 			c.t.Errorf("layer %s was analysed %d times", layer, n)
 		}
 	}
@@ -276,9 +324,16 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string)
 		c.t.Errorf("%d of %d layers were analysed", row.analysed, row.distinct)
 	}
 	for _, p := range pushed {
-		row.ended++ // attested, or we would not be here
-		if len(c.log.about(contracts.ImageAttestedV1, p.String())) > 0 {
-			row.attested++
+		for _, end := range ends() {
+			if len(c.log.about(end, p.String())) == 0 {
+				continue
+			}
+			row.ended++
+			if end == contracts.ImageAttestedV1 {
+				row.attested++
+			} else {
+				c.t.Errorf("%s ended with %s", p, end)
+			}
 		}
 	}
 	letters := c.deadLetters()[lettersBefore:]
@@ -289,10 +344,48 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want map[string]string)
 	return row
 }
 
-// told says whether intake has heard of a push; the caller holds the lock.
+// told says whether intake has heard of a push.
 func (c *cluster) told(l *events, p sample.Pushed) bool {
-	repository := p.Ref.Registry + "/" + p.Ref.Repository
-	return slices.ContainsFunc(l.about(contracts.ImagePushedV1, ""), func(m bus.Tailed) bool { return m.Key == repository })
+	return mentioned(l, contracts.ImagePushedV1, p.Ref.Digest)
+}
+
+// working waits until a service has work to do for what was pushed.
+func (c *cluster) working(name string, pushed []sample.Pushed) {
+	c.t.Helper()
+	var digests []string
+	for _, p := range pushed {
+		digests = append(append(digests, p.Ref.Digest), p.Layers...)
+	}
+	c.log.wait(c.t, func(l *events) string {
+		if !mentioned(l, firstWork()[name], digests...) {
+			return name + " has nothing to do"
+		}
+		return ""
+	})
+}
+
+// ticketed waits until each problem of what was pushed has one open ticket.
+func (c *cluster) ticketed(pushed []sample.Pushed) {
+	c.t.Helper()
+	owners := map[string]bool{}
+	for _, p := range pushed {
+		owners[p.Ref.Registry+"/"+p.Ref.Repository] = true
+	}
+	c.log.wait(c.t, func(*events) string {
+		open := map[string]int{}
+		for _, ticket := range c.tickets.Tickets() {
+			if _, rest, _ := strings.Cut(ticket.Body, "problem="); ticket.Open {
+				key, _, _ := strings.Cut(rest, " ")
+				open[key]++
+			}
+		}
+		for _, p := range c.problems() {
+			if n := open[p.Key]; owners[p.Owner] && n != 1 {
+				return fmt.Sprintf("%d tickets about %s in %s are open", n, p.Package, p.Owner)
+			}
+		}
+		return ""
+	})
 }
 
 // sameReportsOf is sameReports for some of the images.
@@ -341,8 +434,16 @@ func startCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.tickets = stub.New(strings.TrimSpace(string(token)), nil)
+	tracker := httptest.NewServer(c.tickets)
+	t.Cleanup(tracker.Close)
+	c.tracker = tracker.URL + "/"
+	cfg, err := run.Load(c.servers["SERVERS_CONFIG"], noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
 	c.AllInOne = &allinone.AllInOne{Addresses: allinone.Addresses{
-		Intake: c.servers["SERVERS_INTAKE_URL"], Token: strings.TrimSpace(string(token)), PublicKey: string(public),
+		Intake: c.servers["SERVERS_INTAKE_URL"], Catalog: fmt.Sprintf("http://%v", cfg.Fill("catalog", map[string]any{})["listen"]), Token: strings.TrimSpace(string(token)), PublicKey: string(public),
 		Kafka: allinone.Kafka{Broker: strings.Split(c.servers["SERVERS_KAFKA"], ",")[0]},
 	}}
 	t.Cleanup(func() {
@@ -360,9 +461,9 @@ func startCluster(t *testing.T) *cluster {
 	for _, name := range clusterServices() {
 		c.runService(name)
 	}
-	cfg := c.BusConfig()
-	cfg.Replication = len(strings.Split(c.servers["SERVERS_KAFKA"], ","))
-	c.log = listen(t, cfg)
+	kafka := c.BusConfig()
+	kafka.Replication = len(strings.Split(c.servers["SERVERS_KAFKA"], ","))
+	c.log = listen(t, kafka)
 	return c
 }
 
@@ -377,6 +478,8 @@ func (c *cluster) runService(name string) {
 	text = strings.Replace(text, "registries:\n", fmt.Sprintf("registries:\n  - {host: %q, plainHTTP: true, username: %q, passwordFile: %q}\n",
 		c.proxy.address, c.store.RegistryUsername, filepath.Join(c.dir, "password")), 1)
 	text = strings.Replace(text, "kafka:\n", "kafka:\n  partitions: 4\n", 1)
+	text += fmt.Sprintf("ticketer:\n  trackers: [{name: stub, kind: github, url: %q, secretFile: %q, createPerMinute: 1000}]\n  rules: [{tracker: stub, project: demo/security}]\n",
+		c.tracker, c.servers["SERVERS_API_TOKEN_FILE"])
 	config := filepath.Join(c.dir, name+".yaml")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		c.t.Fatal(err)

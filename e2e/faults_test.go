@@ -21,13 +21,20 @@ import (
 // run in which nothing happens.
 func undisturbed(t *testing.T, fleet []sample.Image) map[string]string {
 	t.Helper()
+	s, pushed := scanned(t, fleet)
+	return s.reportDigests(pushed)
+}
+
+// scanned returns a pipeline that has attested a fleet, an image a repository.
+func scanned(t *testing.T, fleet []sample.Image) (*system, []sample.Pushed) {
+	t.Helper()
 	s := start(t, allinone.Options{})
 	var pushed []sample.Pushed
 	for i, image := range fleet {
 		pushed = append(pushed, s.push(fmt.Sprintf("fleet/app-%d", i), "1", image))
 	}
 	s.attested(pushed...)
-	return s.reportDigests(pushed)
+	return s, pushed
 }
 
 // reportDigests returns the digest of each image's report. Reports carry no

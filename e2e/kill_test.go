@@ -22,11 +22,7 @@ import (
 
 // buildOnce builds the program once for all tests that run it as a process.
 var buildOnce = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "tidewaiter-e2e-")
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(dir, "tidewaiter")
+	bin := filepath.Join(programs, "tidewaiter")
 	out, err := exec.Command("go", "build", "-o", bin, "github.com/tidewaiter/tidewaiter/services/tidewaiter").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build: %w\n%s", err, out)
@@ -67,6 +63,9 @@ func newUp(t *testing.T, dir string) *up {
 	t.Cleanup(func() {
 		if u.cmd != nil {
 			u.kill()
+		}
+		if t.Failed() && u.out != nil {
+			t.Logf("up said: %s", u.out)
 		}
 	})
 	return u
@@ -143,6 +142,7 @@ func TestUpSurvivesKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &system{t: t, client: client, AllInOne: &allinone.AllInOne{Addresses: a}}
+	s.log = listen(t, s.BusConfig())
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for _, p := range pushed {
@@ -159,9 +159,16 @@ func TestUpSurvivesKill(t *testing.T) {
 		}
 	}
 	// nothing more comes of what was done twice
+	s.quiet()
+	analyses := s.log.analyses(t)
 	for _, p := range pushed {
 		if got := s.referrers(p.String()); len(got) != 4 {
 			t.Errorf("%s carries %d referrers, want 4: %v", p, len(got), got)
+		}
+		for _, layer := range p.Layers {
+			if n := analyses[layer]; n != 1 {
+				t.Errorf("layer %s of %s was analysed %d times", layer, p, n)
+			}
 		}
 	}
 	sameReports(t, s.reportDigests(pushed), want)

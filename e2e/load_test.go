@@ -163,11 +163,7 @@ func newIntakeProcess(t *testing.T) *intakeProcess {
 }
 
 var buildIntake = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "tidewaiter-e2e-")
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(dir, "intake")
+	bin := filepath.Join(programs, "intake")
 	out, err := exec.Command("go", "build", "-o", bin, "github.com/tidewaiter/tidewaiter/services/intake/cmd/intake").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build: %w\n%s", err, out)

@@ -339,18 +339,7 @@ type outcome struct {
 
 func (l *loop) outcome() outcome {
 	l.t.Helper()
-	client, calm := l.kafkaClient(), 0
-	l.until(func() string {
-		waiting, err := l.waiting(client, "")
-		if err != nil || len(waiting) > 0 {
-			calm = 0
-			return fmt.Sprintf("%v left, %v", waiting, err)
-		}
-		if calm++; calm < 2 { // nothing new came of what was just handled
-			return "not quiet for long enough"
-		}
-		return ""
-	})
+	l.quiet()
 	o := outcome{Reports: l.reportDigests(l.pushed), Referrers: map[string]int{}, Statements: map[string][]int64{}, Tickets: map[string][]string{}}
 	for _, p := range l.pushed {
 		o.Referrers[p.String()] = len(l.referrers(p.String()))

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -50,6 +51,7 @@ type troubled struct {
 	each  int     // one of so many requests is hit; 1: all
 	dice  *rand.Rand
 	only  func(*http.Request) bool // which requests; nil: all
+	borne map[string]int           // how often what was hit, where that is bounded (see sometimes)
 	hits  atomic.Int64
 	ended chan struct{} // closed when the test ends, so that nothing trickles on
 }
@@ -80,7 +82,34 @@ func trouble(t *testing.T, origin string) *troubled {
 func (p *troubled) do(what misdeed, each int, only func(*http.Request) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.what, p.each, p.only = what, each, only
+	p.what, p.each, p.only, p.borne = what, each, only, nil
+}
+
+// sometimes lets a registry go wrong as often as whoever asks again bears for
+// certain: a service gives up when it has failed four times because of what it
+// was told (registry.RetryAt). So the first two reads of each blob go wrong, and
+// one in three of the other requests about a repository, up to two reads and a write.
+func (p *troubled) sometimes(what misdeed) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.what, p.each, p.only, p.borne = what, 3, nil, map[string]int{}
+}
+
+// bounds says what a request counts as, of which so many may go wrong, and one in how many does.
+func (p *troubled) bounds(r *http.Request) (key string, most, each int) {
+	for _, part := range []string{"/blobs/", "/manifests/", "/referrers/"} {
+		repository, _, found := strings.Cut(r.URL.Path, part)
+		switch {
+		case !found:
+		case r.Method == http.MethodGet && part == "/blobs/":
+			return r.URL.Path, 2, 1
+		case r.Method == http.MethodGet || r.Method == http.MethodHead:
+			return "read " + repository, 2, p.each
+		default:
+			return "write " + repository, 1, p.each
+		}
+	}
+	return "", 0, p.each
 }
 
 // behave ends the trouble.
@@ -92,8 +121,16 @@ func (p *troubled) next(r *http.Request) misdeed {
 	if p.what == "" || p.only != nil && !p.only(r) {
 		return ""
 	}
-	if p.dice.IntN(p.each) != 0 {
-		return ""
+	if p.borne == nil {
+		if p.dice.IntN(p.each) != 0 {
+			return ""
+		}
+	} else {
+		key, most, each := p.bounds(r)
+		if p.borne[key] == most || p.dice.IntN(each) != 0 {
+			return ""
+		}
+		p.borne[key]++
 	}
 	p.hits.Add(1)
 	return p.what

@@ -41,9 +41,27 @@ var measure = flag.Bool("measure", false, "print the measured figures beside the
 
 var chaos = flag.Bool("chaos", false, "run also the fault tests that take minutes (task chaos)")
 
+// programs is where the tests build what they run as processes.
+var programs string
+
 func TestMain(m *testing.M) {
 	worker.Main()
-	os.Exit(m.Run())
+	os.Exit(runTests(m))
+}
+
+func runTests(m *testing.M) (code int) {
+	var err error
+	if programs, err = os.MkdirTemp("", "tidewaiter-e2e-"); err != nil {
+		fmt.Fprintln(os.Stderr, "a folder for the programs:", err)
+		return 1
+	}
+	defer func() {
+		if err := os.RemoveAll(programs); err != nil {
+			fmt.Fprintln(os.Stderr, "remove the programs:", err)
+			code = 1
+		}
+	}()
+	return m.Run()
 }
 
 // patience is how long a test waits for something to happen. It is no limit of
@@ -126,12 +144,17 @@ func (s *system) attested(pushed ...sample.Pushed) {
 	})
 }
 
+// ends are the events of which each image comes to one.
+func ends() []string {
+	return []string{contracts.ImageAttestedV1, contracts.ImageUnsupportedV1, contracts.ImageFailedV1, contracts.ImageGoneV1}
+}
+
 // ended waits until an image has reached an end and returns which.
 func (s *system) ended(image string) string {
 	s.t.Helper()
 	var end string
 	s.log.wait(s.t, func(l *events) string {
-		for _, name := range []string{contracts.ImageAttestedV1, contracts.ImageUnsupportedV1, contracts.ImageFailedV1, contracts.ImageGoneV1} {
+		for _, name := range ends() {
 			if len(l.about(name, image)) > 0 {
 				end = name
 				return ""
@@ -210,13 +233,42 @@ func (s *system) catalog(path string, into any) {
 	}
 }
 
+// problems returns all open problems.
 func (s *system) problems() []contracts.Problem {
 	s.t.Helper()
-	var answer struct {
-		Problems []contracts.Problem `json:"problems"`
+	var all []contracts.Problem
+	for after := ""; ; {
+		var answer struct {
+			Problems []contracts.Problem `json:"problems"`
+			Next     *string             `json:"next"`
+		}
+		s.catalog("/v1/problems?state=open&limit=1000&after="+escape(after), &answer)
+		all = append(all, answer.Problems...)
+		if answer.Next == nil {
+			return all
+		}
+		after = *answer.Next
 	}
-	s.catalog("/v1/problems?state=open&limit=1000", &answer)
-	return answer.Problems
+}
+
+// problemsOf returns what is open about each image, by its digest, without what
+// differs from one run to the next: the registry, revisions and times.
+func (s *system) problemsOf(pushed []sample.Pushed) map[string][]string {
+	s.t.Helper()
+	out := map[string][]string{}
+	for _, p := range s.problems() {
+		for _, image := range p.Images {
+			_, digest, _ := strings.Cut(image, "@")
+			out[digest] = append(out[digest], fmt.Sprintf("%s %s %s %s, %s, KEV %t: %s, fixed in %s",
+				p.Ecosystem, p.Package, p.Versions, p.Group, p.Severity, p.KEV, p.Vulnerabilities, p.FixedIn))
+		}
+	}
+	wanted := map[string][]string{}
+	for _, p := range pushed {
+		slices.Sort(out[p.Ref.Digest])
+		wanted[p.Ref.Digest] = out[p.Ref.Digest]
+	}
+	return wanted
 }
 
 func (s *system) call(method, to string, headers map[string]string, body []byte) (int, []byte) {
@@ -245,9 +297,10 @@ type events struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	all     []bus.Tailed
-	ids     map[string]int          // how often each (type, id) was seen
-	by      map[string][]bus.Tailed // by type and by type, subject
-	poison  bool                    // what is no event is passed over
+	ids     map[string]int           // how often each (type, id) was seen
+	by      map[string][]bus.Tailed  // by type and by type, subject
+	next    map[string]map[int]int64 // what is read next, by topic and partition
+	poison  bool                     // what is no event is passed over
 }
 
 // tolerate lets messages pass that are no events.
@@ -277,7 +330,10 @@ func listen(t *testing.T, cfg bus.Config) *events {
 	}
 	slices.Sort(topics)
 	topics = slices.Compact(topics)
-	l := &events{changed: make(chan struct{}), ids: map[string]int{}, by: map[string][]bus.Tailed{}}
+	l := &events{changed: make(chan struct{}), ids: map[string]int{}, by: map[string][]bus.Tailed{}, next: map[string]map[int]int64{}}
+	for _, topic := range topics {
+		l.next[topic] = map[int]int64{}
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() {
@@ -296,6 +352,7 @@ func listen(t *testing.T, cfg bus.Config) *events {
 func (l *events) add(m bus.Tailed) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.next[m.Topic][m.Partition] = m.Offset + 1
 	if m.Err != nil && l.poison {
 		return nil
 	}
@@ -312,15 +369,16 @@ func (l *events) add(m bus.Tailed) error {
 	return nil
 }
 
-// wait waits until missing returns "".
+// wait waits until missing returns "". It is asked again after each event.
 func (l *events) wait(t *testing.T, missing func(l *events) string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for {
 		l.mu.Lock()
-		what, changed := missing(l), l.changed
+		changed := l.changed
 		l.mu.Unlock()
+		what := missing(l)
 		if what == "" {
 			return
 		}
@@ -333,16 +391,37 @@ func (l *events) wait(t *testing.T, missing func(l *events) string) {
 	}
 }
 
-// about returns the events of a name about a subject. The caller holds the lock
-// (wait does), or the pipeline is quiet.
+// about returns the events of a name about a subject; "" stands for all subjects.
 func (l *events) about(name, subject string) []bus.Tailed {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	return l.by[contracts.TypePrefix+name+" "+subject]
+}
+
+// mentioned says whether an event of a name mentions one of some digests.
+func mentioned(l *events, name string, digests ...string) bool {
+	return slices.ContainsFunc(l.about(name, ""), func(m bus.Tailed) bool {
+		return slices.ContainsFunc(digests, func(d string) bool { return bytes.Contains(m.Value, []byte(d)) })
+	})
+}
+
+// unread names the topics of which there is more than was read, given their ends.
+func (l *events) unread(ends map[string]map[int]span) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []string
+	for topic, next := range l.next {
+		for partition, s := range ends[topic] {
+			if n := s.after(next[partition]); n > 0 {
+				out = append(out, fmt.Sprintf("the test has %d of %s left", n, topic))
+			}
+		}
+	}
+	return out
 }
 
 // named returns the distinct events of a name, by id.
 func (l *events) named(name string) map[string]bus.Tailed {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	out := map[string]bus.Tailed{}
 	for _, m := range l.about(name, "") {
 		out[m.Event.ID()] = m
@@ -394,80 +473,140 @@ func (s *system) kafkaClient() *kafka.Client {
 	return &kafka.Client{Addr: kafka.TCP(s.Kafka.Broker), Transport: transport, Timeout: 10 * time.Second}
 }
 
-// quiet waits until every service has committed everything that it consumes.
+// quiet waits until every service has committed everything that it consumes,
+// and the test has read it.
 func (s *system) quiet() {
 	s.t.Helper()
 	s.calm(s.kafkaClient(), "")
 }
 
+// calmFor is how long nothing is left and nothing new comes before it is called
+// quiet: what a service has committed may still be on its way out of its outbox.
+const calmFor = 500 * time.Millisecond
+
 // calm is quiet for the topics and groups with a prefix.
 func (s *system) calm(client *kafka.Client, prefix string) {
 	s.t.Helper()
-	calm := 0
-	s.log.wait(s.t, func(*events) string {
-		waiting, err := s.waiting(client, prefix)
-		if err != nil {
-			return err.Error()
+	var since time.Time // zero: something is left
+	var messages int64
+	for deadline := time.Now().Add(patience); ; pause(s.t, 50*time.Millisecond) {
+		ends, left, err := s.left(client, prefix)
+		now := total(ends)
+		switch {
+		case err != nil || len(left) > 0:
+			since = time.Time{}
+		case since.IsZero() || now != messages:
+			since, messages = time.Now(), now
+		case time.Since(since) >= calmFor:
+			return
 		}
-		if len(waiting) > 0 {
-			calm = 0
-			return strings.Join(waiting, ", ")
+		if time.Now().After(deadline) {
+			s.t.Fatalf("waited %s until it is quiet: %v, %s", patience, err, strings.Join(left, ", "))
 		}
-		if calm++; calm < 2 { // nothing new came of what was just handled
-			return "not quiet for long enough"
-		}
-		return ""
-	})
+	}
 }
 
-// waiting names the topics on which a service has events left.
-func (s *system) waiting(client *kafka.Client, prefix string) ([]string, error) {
+// span is where a partition begins and ends.
+type span struct{ first, end int64 }
+
+// after is how much of a partition there is from an offset on.
+func (s span) after(next int64) int64 { return max(0, s.end-max(s.first, next)) }
+
+// left says what each service and the test have left of the topics with a
+// prefix, and where these end. A service consumes a topic when it has a retry
+// topic for it, which is made before the first event is read.
+func (s *system) left(client *kafka.Client, prefix string) (ends map[string]map[int]span, left []string, err error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
 	defer cancel()
-	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("metadata: %w", err)
+	if ends, err = endsOf(ctx, client, prefix); err != nil {
+		return nil, nil, err
 	}
-	ends := &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{}}
-	partitions := map[string][]int{}
-	for _, topic := range meta.Topics {
-		if !strings.HasPrefix(topic.Name, prefix) || strings.HasSuffix(topic.Name, ".dlq") || topic.Internal {
-			continue
-		}
-		for _, p := range topic.Partitions {
-			ends.Topics[topic.Name] = append(ends.Topics[topic.Name], kafka.LastOffsetOf(p.ID))
-			partitions[topic.Name] = append(partitions[topic.Name], p.ID)
-		}
-	}
-	last, err := client.ListOffsets(ctx, ends)
-	if err != nil {
-		return nil, fmt.Errorf("list offsets: %w", err)
-	}
-	var waiting []string
 	for _, service := range append(allinone.Services(), allinone.Optional()...) {
-		committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: prefix + service.Name, Topics: partitions})
-		if err != nil {
-			return nil, fmt.Errorf("offsets of %s: %w", service.Name, err)
-		}
-		for topic, ps := range committed.Topics {
-			at := map[int]int64{}
-			consumes := false
-			for _, p := range ps {
-				at[p.Partition] = max(p.CommittedOffset, 0)
-				consumes = consumes || p.CommittedOffset > 0
-			}
-			if !consumes {
+		asked := map[string][]int{}
+		for _, k := range contracts.Events() {
+			base := prefix + k.Topic
+			retry := base + "." + service.Name + ".retry"
+			if ends[retry] == nil {
 				continue
 			}
-			for _, p := range last.Topics[topic] {
-				if p.LastOffset > at[p.Partition] {
-					waiting = append(waiting, fmt.Sprintf("%s has %d of %s left", service.Name, p.LastOffset-at[p.Partition], topic))
+			for _, topic := range []string{base, base + contracts.BulkSuffix, retry} {
+				if ends[topic] != nil {
+					asked[topic] = slices.Collect(maps.Keys(ends[topic]))
+				}
+			}
+		}
+		if len(asked) == 0 {
+			continue
+		}
+		committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: prefix + service.Name, Topics: asked})
+		if err == nil {
+			err = committed.Error
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("offsets of %s: %w", service.Name, err)
+		}
+		for topic := range asked {
+			at := map[int]int64{} // none or -1: nothing yet
+			for _, p := range committed.Topics[topic] {
+				if p.Error != nil {
+					return nil, nil, fmt.Errorf("offset of %s in %s: %w", service.Name, topic, p.Error)
+				}
+				at[p.Partition] = p.CommittedOffset
+			}
+			for partition, s := range ends[topic] {
+				if n := s.after(at[partition]); n > 0 {
+					left = append(left, fmt.Sprintf("%s has %d of %s left", service.Name, n, topic))
 				}
 			}
 		}
 	}
-	slices.Sort(waiting)
-	return waiting, nil
+	if s.log != nil {
+		left = append(left, s.log.unread(ends)...)
+	}
+	slices.Sort(left)
+	return ends, left, nil
+}
+
+// endsOf returns the topics with a prefix and where they begin and end.
+func endsOf(ctx context.Context, client *kafka.Client, prefix string) (map[string]map[int]span, error) {
+	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("metadata: %w", err)
+	}
+	asked := &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{}}
+	for _, topic := range meta.Topics {
+		if !strings.HasPrefix(topic.Name, prefix) || topic.Internal {
+			continue
+		}
+		for _, p := range topic.Partitions {
+			asked.Topics[topic.Name] = append(asked.Topics[topic.Name], kafka.FirstOffsetOf(p.ID), kafka.LastOffsetOf(p.ID))
+		}
+	}
+	listed, err := client.ListOffsets(ctx, asked)
+	if err != nil {
+		return nil, fmt.Errorf("list offsets: %w", err)
+	}
+	ends := map[string]map[int]span{}
+	for topic, partitions := range listed.Topics {
+		ends[topic] = map[int]span{}
+		for _, p := range partitions {
+			if p.Error != nil {
+				return nil, fmt.Errorf("offsets of %s/%d: %w", topic, p.Partition, p.Error)
+			}
+			ends[topic][p.Partition] = span{p.FirstOffset, p.LastOffset}
+		}
+	}
+	return ends, nil
+}
+
+// total is how many messages there ever were.
+func total(ends map[string]map[int]span) (n int64) {
+	for _, partitions := range ends {
+		for _, s := range partitions {
+			n += s.end
+		}
+	}
+	return n
 }
 
 // republish sends every message again, as it was, to where it was.

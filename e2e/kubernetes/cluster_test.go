@@ -49,7 +49,7 @@ func startCluster(t *testing.T, users credentials) *cluster {
 	build.Stderr = &said
 	out, err := build.Output()
 	if err != nil {
-		t.Skipf("etcd and kube-apiserver cannot be built here: %v\n%s", err, tail(said.Bytes()))
+		t.Fatalf("etcd and kube-apiserver cannot be built here: %v\n%s", err, tail(said.Bytes()))
 	}
 	bin := strings.TrimSpace(string(out))
 	dir := t.TempDir()

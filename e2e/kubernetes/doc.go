@@ -5,5 +5,5 @@
 //
 // servers/ holds the modules of etcd and kube-apiserver and the script that
 // builds them once into the user's cache; the tests start and stop them on
-// loopback. They are skipped only where the two cannot be built, and say why.
+// loopback, and fail where they cannot be built.
 package kubernetes
