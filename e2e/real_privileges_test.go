@@ -3,9 +3,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -16,13 +19,16 @@ import (
 	"testing"
 
 	"github.com/tidewaiter/tidewaiter/libs/credential"
+	"github.com/tidewaiter/tidewaiter/libs/registry"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/access"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/access/accesstest"
+	"github.com/tidewaiter/tidewaiter/services/tidewaiter/sample"
 )
 
 // ownCredentials are what each service of an installation proves itself with: a
-// principal of Kafka, a user of Redis, a role of PostgreSQL, each with a password
-// of its own per service. Registries keep their one user: htpasswd knows no rights.
+// principal of Kafka, a user of Redis, a role of PostgreSQL, a user of the
+// registries, each with a password of its own per service. (In docker-registry
+// every user may do all: htpasswd knows no rights.)
 type ownCredentials struct {
 	name      string            // before the services' names
 	passwords map[string]string // by service
@@ -53,7 +59,7 @@ func (c *ownCredentials) of(template, service string) string {
 }
 
 // configure says how the one file of all services names them.
-func (c *ownCredentials) configure(t *testing.T, sections map[string]any) {
+func (c *ownCredentials) configure(t *testing.T, s realServers, sections map[string]any) {
 	t.Helper()
 	file := filepath.Join(c.dir, "{service}")
 	kafka := sections["kafka"].(map[string]any)
@@ -65,6 +71,16 @@ func (c *ownCredentials) configure(t *testing.T, sections map[string]any) {
 	}
 	at.User = nil
 	redis["url"], redis["username"], redis["passwordFile"] = at.String(), c.user(), file
+	var registries []map[string]any
+	if err := s.config.CheckSection("registries", &registries); err != nil {
+		t.Fatal(err)
+	}
+	var own []any
+	for _, r := range registries {
+		r["username"], r["passwordFile"] = c.user(), file
+		own = append(own, r)
+	}
+	sections["registries"] = own
 	database := c.database(t)
 	query := database.Query()
 	query.Del("passfile")
@@ -89,6 +105,7 @@ func (i *installation) grant(t *testing.T, c *ownCredentials) {
 	t.Helper()
 	i.grantKafka(t, c)
 	i.grantPostgres(t, c)
+	i.grantRegistries(t, c)
 	for line := range strings.Lines(i.printed("privileges", "redis", "--user", c.user())) {
 		words := strings.Fields(line) // ACL SETUSER name …
 		for _, command := range [][]string{words, {"ACL", "SETUSER", words[2], ">" + c.passwordOf(c.user(), words[2])}} {
@@ -154,6 +171,88 @@ func (i *installation) grantPostgres(t *testing.T, c *ownCredentials) {
 			ctl(t, "psql", "-c", fmt.Sprintf("DROP ROLE %q", role))
 		}
 	})
+}
+
+// grantRegistries makes a user a service in both registries.
+func (i *installation) grantRegistries(t *testing.T, c *ownCredentials) {
+	t.Helper()
+	type user struct {
+		Password string   `json:"password"`
+		Scopes   []string `json:"scopes"`
+	}
+	file := os.Getenv("SERVERS_REGISTRY_USERS")
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	users := map[string]user{}
+	if err := json.Unmarshal(content, &users); err != nil {
+		t.Fatal(err)
+	}
+	htpasswd, err := os.ReadFile(os.Getenv("SERVERS_REGISTRY_HTPASSWD"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	scopes := i.scopes()
+	for service, password := range c.passwords {
+		name := c.of(c.user(), service)
+		users[name] = user{password, scopes[service]}
+		cmd := exec.CommandContext(t.Context(), "htpasswd", "-niBC", "5", name)
+		cmd.Stdin = strings.NewReader(password)
+		line, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		htpasswd = fmt.Appendf(htpasswd, "%s\n", bytes.TrimSpace(line))
+	}
+	if content, err = json.Marshal(users); err != nil {
+		t.Fatal(err)
+	}
+	replaceFile(t, file, content)
+	replaceFile(t, os.Getenv("SERVERS_REGISTRY_HTPASSWD"), htpasswd)
+}
+
+// scopes are what the program prints for each service.
+func (i *installation) scopes() map[string][]string {
+	all := map[string][]string{"cli": {"repository:*:pull"}} // it verifies
+	for line := range strings.Lines(i.printed("privileges", "registry")) {
+		words := strings.Fields(line)
+		all[words[0]] = slices.DeleteFunc(words[1:], func(w string) bool { return !strings.Contains(w, ":") })
+	}
+	return all
+}
+
+// refused checks that the registry lets nobody do what is not his to do.
+func (i *installation) refused(t *testing.T) {
+	t.Helper()
+	if os.Getenv("SERVERS_AUTH") != "1" {
+		return
+	}
+	as := func(service string) *registry.Client {
+		t.Helper()
+		h := i.servers.registry
+		h.Username, h.PasswordFile = i.credentials.of(i.credentials.user(), service), filepath.Join(i.credentials.dir, service)
+		return i.registryClient(h)
+	}
+	small := fleet(t, 1, 10<<10, 10<<10)[0]
+	push := func(service, repository string) error {
+		_, err := sample.Push(t.Context(), as(service), registry.Ref{Registry: i.servers.registry.Name, Repository: repository, Tag: "refused"}, small)
+		return err
+	}
+	for _, s := range access.Services() {
+		if s.Registry == access.NoRegistry {
+			continue
+		}
+		if s.Registry != access.Push {
+			if err := push(s.Name, i.name+"/refused/by-"+s.Name); !errors.Is(err, registry.ErrUnauthorized) {
+				t.Errorf("%s pushes an image: %v, want ErrUnauthorized", s.Name, err)
+			}
+		}
+		_, err := as(s.Name).ListRepositories(t.Context(), i.servers.registry.Name, "", 10)
+		if s.Registry != access.List && !errors.Is(err, registry.ErrUnauthorized) {
+			t.Errorf("%s lists repositories: %v, want ErrUnauthorized", s.Name, err)
+		}
+	}
 }
 
 // connected checks that Redis and PostgreSQL serve nobody but the services' own

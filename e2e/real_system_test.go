@@ -88,6 +88,8 @@ type installation struct {
 	all     []*process
 	tickets *stub.Tracker
 	front   *front
+
+	credentials *ownCredentials // of each service; nil: nobody wants any
 }
 
 // process is one replica of a service.
@@ -144,10 +146,9 @@ func install(t *testing.T, l layout) *installation {
 			"rules":    []any{map[string]any{"tracker": "stub", "project": "team/security"}},
 		},
 	}
-	var credentials *ownCredentials
 	if os.Getenv("SERVERS_AUTH") == "1" {
-		credentials = newCredentials(t, name)
-		credentials.configure(t, sections)
+		i.credentials = newCredentials(t, name)
+		i.credentials.configure(t, s, sections)
 	} else {
 		sections["database"] = map[string]any{"url": storetest.URL(t)}
 	}
@@ -177,8 +178,8 @@ func install(t *testing.T, l layout) *installation {
 		Registry: allinone.Registry{Host: s.registry.Name},
 	}}}
 	i.client = i.registryClient(s.registry, s.old)
-	if credentials != nil {
-		i.grant(t, credentials)
+	if i.credentials != nil {
+		i.grant(t, i.credentials)
 	}
 	i.log = listen(t, s.kafka)
 	t.Cleanup(i.stopAll)

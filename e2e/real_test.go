@@ -55,6 +55,7 @@ func TestRealPipeline(t *testing.T) {
 	i.ticketed(shop, reports, foreign)
 	i.reviewed(t, mended, true)
 	i.reviewed(t, shop, false)
+	i.refused(t)
 
 	for _, want := range []struct {
 		image  string
@@ -247,11 +248,7 @@ func (i *installation) pushDocker(t *testing.T, repository string, layers []samp
 	if err != nil {
 		t.Fatal(err)
 	}
-	options := []remote.Option{remote.WithContext(t.Context()), remote.WithTransport(i.registryTransport(t))}
-	if h.Username != "" {
-		options = append(options, remote.WithAuth(&authn.Basic{Username: h.Username, Password: i.registryPassword(t)}))
-	}
-	if err := remote.Write(ref, image, options...); err != nil {
+	if err := remote.Write(ref, image, i.remoteOptions(t, h)...); err != nil {
 		t.Fatal(err)
 	}
 	digest, err := image.Digest()
@@ -259,6 +256,16 @@ func (i *installation) pushDocker(t *testing.T, repository string, layers []samp
 		t.Fatal(err)
 	}
 	return sample.Pushed{Ref: registry.Ref{Registry: h.Name, Repository: repository, Digest: digest.String()}}
+}
+
+// remoteOptions are how another client than ours reaches a registry.
+func (i *installation) remoteOptions(t *testing.T, h registry.Host) []remote.Option {
+	t.Helper()
+	options := []remote.Option{remote.WithContext(t.Context()), remote.WithTransport(i.registryTransport(t))}
+	if h.Username != "" {
+		options = append(options, remote.WithAuth(&authn.Basic{Username: h.Username, Password: i.registryPassword(t)}))
+	}
+	return options
 }
 
 // registryTransport trusts the registries' authority, and shows them a certificate where they want one.
@@ -289,30 +296,13 @@ func (i *installation) registryPassword(t *testing.T) string {
 // deleteImage deletes what was pushed, by digest, as registries allow it.
 func (i *installation) deleteImage(t *testing.T, h registry.Host, p sample.Pushed) {
 	t.Helper()
-	client := &http.Client{Transport: i.registryTransport(t), Timeout: 10 * time.Second}
-	scheme := "https"
-	if h.PlainHTTP {
-		scheme = "http"
-	}
 	for _, image := range images(p) {
-		parsed, err := contracts.ParseImage(image)
+		ref, err := name.ParseReference(image)
 		if err != nil {
 			t.Fatal(err)
 		}
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, fmt.Sprintf("%s://%s/v2/%s/manifests/%s", scheme, h.Name, parsed.Repository, parsed.Digest), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if h.Username != "" {
-			req.SetBasicAuth(h.Username, i.registryPassword(t))
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = resp.Body.Close()
-		if resp.StatusCode != http.StatusAccepted {
-			t.Fatalf("delete %s: %s", image, resp.Status)
+		if err := remote.Delete(ref, i.remoteOptions(t, h)...); err != nil {
+			t.Fatalf("delete %s: %v", image, err)
 		}
 	}
 }

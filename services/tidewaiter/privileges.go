@@ -47,9 +47,19 @@ func (c *privilegesCmd) Run(ctx context.Context, s *streams) error {
 	case "redis":
 		fmt.Fprint(s.out, access.Redis(services, names))
 	default:
-		fmt.Fprint(s.out, access.Registries(services))
+		fmt.Fprint(s.out, access.Registries(services, published(cfg)))
 	}
 	return nil
+}
+
+// published returns advisor's repository, without its registry.
+func published(cfg *run.Config) string {
+	publish, _ := cfg.Fill("advisor", map[string]any{})["publish"].(string)
+	_, repository, ok := strings.Cut(publish, "/")
+	if !ok {
+		return "ADVISOR/REPOSITORY" // it is not configured
+	}
+	return repository
 }
 
 // apply makes the common tables and the roles.

@@ -29,9 +29,30 @@ type Registry string
 const (
 	NoRegistry Registry = ""
 	Pull       Registry = "pull"
+	PullOwn    Registry = "pull from advisor's repository only"
+	List       Registry = "pull, list repositories"
 	Push       Registry = "pull, push, delete" // in every repository whose images are attested
-	PushOwn    Registry = "pull, push, delete in its own repository only"
+	PushOwn    Registry = "pull, push, delete in advisor's repository only"
 )
+
+// Scopes returns what a service may do in a registry as its token server grants
+// it (CNCF distribution, docs/content/spec/auth/scope.md); own is advisor's repository.
+func (r Registry) Scopes(own string) []string {
+	const all = "repository:*:"
+	switch r {
+	case Pull:
+		return []string{all + "pull"}
+	case PullOwn:
+		return []string{"repository:" + own + ":pull"}
+	case List:
+		return []string{all + "pull", "registry:catalog:*"}
+	case Push:
+		return []string{all + "pull,push,delete"}
+	case PushOwn:
+		return []string{"repository:" + own + ":pull,push,delete"}
+	}
+	return nil
+}
 
 // Keys are what a service may do to one kind of key in Redis.
 type Keys struct {
@@ -94,7 +115,7 @@ func Services() []Service {
 		},
 		{
 			Name: "matcher", Reads: []string{c.ImageAssembledV1, c.ImageRematchV1}, Writes: []string{c.ImageMatchedV1, c.ImageFailedV1},
-			Database: true, Blobs: AppendBlobs, Redis: []Keys{budgets}, Registry: Pull,
+			Database: true, Blobs: AppendBlobs, Redis: []Keys{budgets}, Registry: PullOwn,
 		},
 		{
 			Name: "attestor", Reads: []string{c.ImageMatchedV1}, Writes: []string{c.ImageAttestedV1, c.ImageFailedV1},
@@ -122,7 +143,7 @@ func Services() []Service {
 		},
 		{
 			Name: "sweeper", Writes: []string{c.ImagePushedV1, c.ImageDeletedV1}, Database: true,
-			Redis: []Keys{{"{sweep:*", leases}, budgets}, Registry: Pull, NeedsRedis: true,
+			Redis: []Keys{{"{sweep:*", leases}, budgets}, Registry: List, NeedsRedis: true,
 		},
 	}
 }

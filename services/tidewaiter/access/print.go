@@ -206,12 +206,13 @@ func Redis(services []Service, n Names) string {
 	return b.String()
 }
 
-// Registries returns what each service may do in registries, one a line.
-func Registries(services []Service) string {
+// Registries prints what each service may do in registries: in words, and in
+// the scopes of a token server. own is advisor's repository.
+func Registries(services []Service, own string) string {
 	var b strings.Builder
 	for _, s := range services {
 		if s.Registry != NoRegistry {
-			fmt.Fprintf(&b, "%-10s %s\n", s.Name, s.Registry)
+			fmt.Fprintf(&b, "%-10s  %-47s  %s\n", s.Name, s.Registry, strings.Join(s.Registry.Scopes(own), " "))
 		}
 	}
 	return b.String()
