@@ -183,11 +183,12 @@ func (c *Client) Hold(ctx context.Context, l *Lease, ttl time.Duration, work fun
 }
 
 // renewUntil renews until ctx ends, and ends it when the lease is lost. The
-// lease counts as lost half a period before it expires: what is going on needs
-// time to stop.
+// lease counts as lost half a period before it expires, whether or not Redis
+// answers: what is going on needs time to stop.
 func (c *Client) renewUntil(ctx context.Context, lost context.CancelCauseFunc, l *Lease, ttl time.Duration, expires time.Time) {
 	period := max(ttl/3, time.Millisecond)
-	timer := time.NewTimer(period)
+	last := expires.Add(-period / 2)
+	timer := time.NewTimer(min(period, time.Until(last)))
 	defer timer.Stop()
 	for {
 		select {
@@ -196,18 +197,18 @@ func (c *Client) renewUntil(ctx context.Context, lost context.CancelCauseFunc, l
 		case <-timer.C:
 		}
 		started := time.Now()
-		attempt, done := context.WithTimeout(ctx, period)
+		attempt, done := context.WithTimeout(ctx, min(period, time.Until(last)))
 		err := c.Renew(attempt, l, ttl)
 		done()
 		switch {
 		case err == nil:
-			expires = started.Add(ttl)
-			timer.Reset(period)
-		case errors.Is(err, ErrLost) || time.Until(expires) <= period/2:
+			last = started.Add(ttl - period/2)
+			timer.Reset(min(period, time.Until(last)))
+		case errors.Is(err, ErrLost) || time.Until(last) <= 0:
 			lost(errStopped)
 			return
 		default: // Redis is away; it may be back in time
-			timer.Reset(period / 4)
+			timer.Reset(min(period/4, time.Until(last)))
 		}
 	}
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -166,12 +169,13 @@ func TestTwoFinish(t *testing.T) {
 }
 
 func TestHoldRenewsAndReleases(t *testing.T) {
+	const ttl = 10 * short // a machine that stands still for a moment loses no lease of this
 	c := open(t, backend(t))
 	failure := errors.New("broken layer")
 	for _, want := range []error{nil, failure} {
-		l := acquire(t, c, "event-1", short)
-		err := c.Hold(t.Context(), l, short, func(ctx context.Context) error {
-			for end := time.Now().Add(4 * short); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		l := acquire(t, c, "event-1", ttl)
+		err := c.Hold(t.Context(), l, ttl, func(ctx context.Context) error {
+			for end := time.Now().Add(2 * ttl); time.Now().Before(end); time.Sleep(time.Millisecond) {
 				if _, err := c.Acquire(ctx, layer, "event-2", long); !errors.Is(err, ErrTaken) {
 					return fmt.Errorf("taken from the holder: %w", err)
 				}
@@ -302,4 +306,96 @@ func TestLeaseProperties(t *testing.T) {
 			"lose everything": func(*rapid.T) { flush(t, c); good = nil },
 		})
 	})
+}
+
+// silence stands between a client and Redis, and can stop forwarding without
+// closing anything, also for connections that are made then.
+type silence struct {
+	address string
+	silent  atomic.Bool
+}
+
+func newSilence(t *testing.T, to string) *silence {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &silence{address: l.Addr().String()}
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	conns := []io.Closer{l}
+	forward := func(to, from net.Conn) {
+		b := make([]byte, 4096)
+		for {
+			n, err := from.Read(b)
+			if err != nil {
+				_ = to.Close()
+				return
+			}
+			if s.silent.Load() {
+				continue
+			}
+			if _, err := to.Write(b[:n]); err != nil {
+				_ = from.Close()
+				return
+			}
+		}
+	}
+	group.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			mu.Lock()
+			conns = append(conns, near, far)
+			mu.Unlock()
+			group.Go(func() { forward(far, near) })
+			group.Go(func() { forward(near, far) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		mu.Lock()
+		for _, c := range conns {
+			_ = c.Close()
+		}
+		mu.Unlock()
+		group.Wait()
+	})
+	return s
+}
+
+// A Redis that takes connections and never answers: the work has ended while
+// the lease is still ours.
+func TestWorkEndsBeforeItsLeaseWhenRedisIsSilent(t *testing.T) {
+	cfg := backend(t)
+	direct := open(t, cfg)
+	u, err := url.Parse(cfg.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := newSilence(t, u.Host)
+	u.Host = proxy.address
+	cfg.URL = u.String()
+	c := open(t, cfg)
+	const ttl = 3 * time.Second
+	l := acquire(t, c, "event-1", ttl)
+	err = c.Hold(t.Context(), l, ttl, func(ctx context.Context) error {
+		proxy.silent.Store(true)
+		<-ctx.Done()
+		if _, err := direct.Acquire(t.Context(), layer, "event-2", ttl); !errors.Is(err, ErrTaken) {
+			t.Errorf("when the work ended, the lease was gone already: %v", err)
+		}
+		return nil
+	})
+	if !errors.Is(err, ErrLost) {
+		t.Errorf("Hold: %v, want ErrLost", err)
+	}
 }
