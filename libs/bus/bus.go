@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -67,10 +68,15 @@ const (
 )
 
 const (
-	publishTimeout    = 30 * time.Second
-	publishTrouble    = 10 * time.Second
-	batchTimeout      = 2 * time.Millisecond
-	batchSize         = 500
+	publishTimeout = 30 * time.Second
+	publishTrouble = 10 * time.Second
+	batchTimeout   = 2 * time.Millisecond
+	batchSize      = 500
+	// Kafka measures a whole batch against the topic's max.message.bytes: one of
+	// events must stay below the default of 1,048,588 bytes, and holds at least
+	// one; only topics of dead letters take more.
+	eventBatchBytes   = 900 << 10
+	letterBatchBytes  = MaxDeadLetterBytes + 64<<10
 	maxBackoff        = 5 * time.Second
 	heartbeatInterval = 500 * time.Millisecond
 	metadataTTL       = 5 * time.Second
@@ -165,7 +171,8 @@ type Bus struct {
 	conns     *connections
 	transport *kafka.Transport
 	client    *kafka.Client
-	writer    *kafka.Writer
+	events    *kafka.Writer // to all topics but those of dead letters
+	letters   *kafka.Writer // to the dead letters
 	dialer    *kafka.Dialer
 	metrics   *metrics
 
@@ -208,20 +215,12 @@ func New(cfg Config, service string, log *slog.Logger, reg prometheus.Registerer
 		conns:     conns,
 		transport: transport,
 		client:    &kafka.Client{Addr: addr, Timeout: requestTimeout, Transport: transport},
-		writer: &kafka.Writer{
-			Addr:         addr,
-			Balancer:     &kafka.Hash{},
-			RequiredAcks: kafka.RequireAll,
-			BatchTimeout: batchTimeout,
-			BatchSize:    batchSize,
-			BatchBytes:   MaxDeadLetterBytes + 64<<10,
-			MaxAttempts:  5,
-			Transport:    transport,
-		},
-		dialer:   dialer,
-		metrics:  newMetrics(reg, service),
-		troubles: make(map[string]trouble),
-		consumed: make(map[string]bool),
+		events:    newWriter(addr, transport, eventBatchBytes),
+		letters:   newWriter(addr, transport, letterBatchBytes),
+		dialer:    dialer,
+		metrics:   newMetrics(reg, service),
+		troubles:  make(map[string]trouble),
+		consumed:  make(map[string]bool),
 	}
 	for _, k := range contracts.Events() {
 		b.kinds[k.Type()] = k
@@ -229,9 +228,22 @@ func New(cfg Config, service string, log *slog.Logger, reg prometheus.Registerer
 	return b, nil
 }
 
+func newWriter(addr net.Addr, transport *kafka.Transport, batchBytes int64) *kafka.Writer {
+	return &kafka.Writer{
+		Addr:         addr,
+		Balancer:     &kafka.Hash{},
+		RequiredAcks: kafka.RequireAll,
+		BatchTimeout: batchTimeout,
+		BatchSize:    batchSize,
+		BatchBytes:   batchBytes,
+		MaxAttempts:  5,
+		Transport:    transport,
+	}
+}
+
 // Close ends the publisher's connections. Consume must have returned before.
 func (b *Bus) Close() error {
-	err := b.writer.Close()
+	err := errors.Join(b.events.Close(), b.letters.Close())
 	b.transport.CloseIdleConnections()
 	b.conns.close()
 	return err
@@ -417,11 +429,26 @@ func (b *Bus) encode(ctx context.Context, ev *event.Event) (kafka.Message, error
 	return m, nil
 }
 
-// write stores messages, and tries again what Kafka refused for the moment
-// until ctx ends.
+// write stores messages, dead letters behind all others, and tries again what
+// Kafka refused for the moment until ctx ends.
 func (b *Bus) write(ctx context.Context, msgs []kafka.Message) error {
+	var events, letters []kafka.Message
+	for i := range msgs {
+		if strings.HasSuffix(msgs[i].Topic, deadLetterSuffix) {
+			letters = append(letters, msgs[i])
+		} else {
+			events = append(events, msgs[i])
+		}
+	}
+	if err := b.store(ctx, b.events, events); err != nil {
+		return err
+	}
+	return b.store(ctx, b.letters, letters)
+}
+
+func (b *Bus) store(ctx context.Context, writer *kafka.Writer, msgs []kafka.Message) error {
 	for attempt := 0; len(msgs) > 0; attempt++ {
-		err := b.writer.WriteMessages(ctx, msgs...)
+		err := writer.WriteMessages(ctx, msgs...)
 		if err == nil {
 			return nil
 		}

@@ -347,8 +347,12 @@ func (w *work) batch(ds []*delivery) (done, abandoned bool) {
 	}
 }
 
-// postpone puts an event into the service's retry topic.
+// postpone puts an event into the service's retry topic. One that a foreign
+// producer made too large for it goes to the dead letters.
 func (w *work) postpone(d *delivery, due time.Time, reason error) bool {
+	if n := len(d.rec.Value) + len(d.rec.Key); n > MaxMessageBytes {
+		return w.bury(d, true, fmt.Errorf("%d bytes cannot be deferred, at most %d can (%w): %w", n, MaxMessageBytes, ErrTooLarge, reason))
+	}
 	w.c.b.log.InfoContext(w.ctx, "event deferred",
 		"type", d.ev.Type(), "subject", d.ev.Subject(), "id", d.ev.ID(), "due", due, "attempt", d.attempts, "reason", Redact(reason.Error()))
 	m := kafka.Message{

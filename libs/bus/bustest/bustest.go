@@ -65,6 +65,8 @@ func Run(t *testing.T, broker func(t *testing.T) Broker) {
 		{"a summary counts kinds", summary},
 		{"lag is what waits", lag},
 		{"what is too large is refused", tooLarge},
+		{"what is too large to be deferred is a dead letter", tooLargeToDefer},
+		{"many events at once are stored", manyAtOnce},
 		{"tail reads without a group", tail},
 	}
 	for _, tt := range tests {

@@ -363,6 +363,48 @@ func tooLarge(r *rig) {
 	})
 }
 
+// tooLargeToDefer: Kafka would never take what a foreign producer made larger
+// than an event may be and its handler defers.
+func tooLargeToDefer(r *rig) {
+	b := r.bus("planner")
+	r.consume(b, bus.Subscription{Events: []string{contracts.ImagePushedV1}, Handler: func(context.Context, event.Event) ([]event.Event, error) {
+		return nil, bus.Later(errTrouble, time.Now().Add(time.Hour))
+	}})
+	value := `{"specversion":"1.0","id":"1","source":"/x","type":"` + contracts.TypePrefix + contracts.ImagePushedV1 + `","data":{"hint":"` + strings.Repeat("x", 1_048_300) + `"}}`
+	r.write(kafka.Message{
+		Topic: r.topic(b, contracts.ImagePushedV1, contracts.LaneFresh), Value: []byte(value),
+		Headers: []kafka.Header{{Key: "content-type", Value: []byte("application/cloudevents+json")}},
+	})
+	r.eventually("a dead letter", func() bool {
+		l, err := b.ListDeadLetters(r.Context(), bus.DeadLetterFilter{Reason: "cannot be deferred"})
+		return err == nil && len(l) == 1
+	})
+	r.caughtUp(b)
+}
+
+// manyAtOnce: what one call publishes to one partition is more than Kafka takes
+// in one batch.
+func manyAtOnce(r *rig) {
+	const events, size = 500, 14 << 10
+	b := r.bus("catalog")
+	r.must(b.EnsureTopics(r.Context(), contracts.ImagePushedV1))
+	evs := make([]event.Event, events)
+	for i := range evs {
+		evs[i] = r.pushed("a", i, contracts.LaneFresh)
+		r.must(evs[i].SetData(event.ApplicationJSON, contracts.ImagePushed{Hint: strings.Repeat("x", size)}))
+	}
+	r.must(b.Publish(r.Context(), evs...))
+	got := r.read(b, r.topic(b, contracts.ImagePushedV1, contracts.LaneFresh))
+	if len(got) != events {
+		r.Fatalf("%d events stored, want %d", len(got), events)
+	}
+	for i := range got {
+		if got[i].Event.ID() != evs[i].ID() {
+			r.Fatalf("event %d is %s, want %s", i, got[i].Event.ID(), evs[i].ID())
+		}
+	}
+}
+
 func tail(r *rig) {
 	b := r.bus("planner")
 	r.publish(b, contracts.LaneFresh, 5, "a", "b")
