@@ -239,11 +239,11 @@ func (c *consumer) generation(ctx, genCtx context.Context, gen *kafka.Generation
 	defer cancelHand()
 
 	w := &work{c: c, gate: newGate(c.s.Concurrency), stop: stop, ctx: hand, done: newCommits(gen)}
-	f := &fetcher{b: c.b, name: c.name + " fetch", drained: make(chan struct{}, 1)}
+	f := &fetcher{b: c.b, name: c.name + " fetch"}
 	f.pushed = func(q *queue, n int) { w.gate.add(c.sources[q.topic].lane, n) }
 	for topic, parts := range gen.Assignments {
 		for _, p := range parts {
-			f.queues = append(f.queues, newQueue(position{topic, p.ID}, p.Offset, f.drained))
+			f.queues = append(f.queues, newQueue(position{topic, p.ID}, p.Offset))
 		}
 	}
 	c.b.log.InfoContext(ctx, "partitions assigned", "group", c.group, "generation", gen.ID, "partitions", len(f.queues))

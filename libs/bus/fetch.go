@@ -42,13 +42,24 @@ type queue struct {
 	mu      sync.Mutex
 	records []record
 	bytes   int
-	next    int64         // offset to fetch; guarded by the fetcher
-	filled  chan struct{} // capacity 1: something was pushed
-	drained chan<- struct{}
+	next    int64           // offset to fetch; guarded by the fetcher
+	filled  chan struct{}   // capacity 1: something was pushed
+	drained chan<- struct{} // told when the queue was full and is taken from; nil: nobody waits
 }
 
-func newQueue(p position, offset int64, drained chan<- struct{}) *queue {
-	return &queue{position: p, next: offset, filled: make(chan struct{}, 1), drained: drained}
+func newQueue(p position, offset int64) *queue {
+	return &queue{position: p, next: offset, filled: make(chan struct{}, 1)}
+}
+
+// watch returns what tells when one of some queues was full and is taken from.
+func watch(queues []*queue) <-chan struct{} {
+	drained := make(chan struct{}, 1)
+	for _, q := range queues {
+		q.mu.Lock()
+		q.drained = drained
+		q.mu.Unlock()
+	}
+	return drained
 }
 
 func (q *queue) full() bool {
@@ -111,11 +122,10 @@ func signal(c chan<- struct{}) {
 // fetcher keeps the queues of some partitions filled, with one request at a
 // time to each broker that leads any of them.
 type fetcher struct {
-	b       *Bus
-	name    string // of its trouble
-	queues  []*queue
-	drained chan struct{} // a full queue was taken from
-	pushed  func(q *queue, n int)
+	b      *Bus
+	name   string // of its trouble
+	queues []*queue
+	pushed func(q *queue, n int)
 }
 
 // run fetches until ctx ends. Kafka being gone is waited for.
@@ -277,6 +287,7 @@ func (b *Bus) offsetsNow(ctx context.Context, p position) (first, end int64, err
 
 // poll fetches the given partitions, which one broker leads, until something fails.
 func (f *fetcher) poll(ctx context.Context, queues []*queue) error {
+	drained := watch(queues)
 	for ctx.Err() == nil {
 		wait := fetchWait
 		var wanted []*queue
@@ -289,7 +300,7 @@ func (f *fetcher) poll(ctx context.Context, queues []*queue) error {
 		}
 		if len(wanted) == 0 {
 			select {
-			case <-f.drained:
+			case <-drained:
 			case <-time.After(fetchWait):
 			case <-ctx.Done():
 			}

@@ -151,7 +151,7 @@ func (b *Bus) readLetters(ctx context.Context) (*letters, error) {
 		if err != nil {
 			return nil, fmt.Errorf("dead letters: %w", err)
 		}
-		all.logs = append(all.logs, &letterLog{queue: newQueue(p, first, make(chan struct{}, 1))})
+		all.logs = append(all.logs, &letterLog{queue: newQueue(p, first)})
 	}
 	return all, all.update(ctx)
 }
@@ -373,7 +373,7 @@ func (b *Bus) bodies(ctx context.Context, wanted []*letter) (map[*letter]kafka.M
 	}
 	out := make(map[*letter]kafka.Message, len(wanted))
 	for p, s := range spans {
-		err := b.scanPartition(ctx, newQueue(p, s.first, make(chan struct{}, 1)), s.end, func(m kafka.Message) error {
+		err := b.scanPartition(ctx, newQueue(p, s.first), s.end, func(m kafka.Message) error {
 			if l := byID[fmt.Sprintf("%s/%d/%d", m.Topic, m.Partition, m.Offset)]; l != nil {
 				out[l] = m
 			}
@@ -564,7 +564,7 @@ func (b *Bus) sentAlready(ctx context.Context, list []*letter) (map[string]bool,
 			if err != nil {
 				return nil, err
 			}
-			err = b.scanPartition(ctx, newQueue(p, first, make(chan struct{}, 1)), end, func(m kafka.Message) error {
+			err = b.scanPartition(ctx, newQueue(p, first), end, func(m kafka.Message) error {
 				if id := header(&m, headerReplayOf); id != "" {
 					sent[id] = true
 				}

@@ -36,7 +36,7 @@ type Tailed struct {
 func (b *Bus) Tail(ctx context.Context, topics []string, fromBeginning bool, fn func(Tailed) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := &fetcher{b: b, name: "tail", drained: make(chan struct{}, 1)}
+	f := &fetcher{b: b, name: "tail"}
 	defer b.trouble("tail", nil)
 	parts, err := b.partitions(ctx, func(topic string) bool { return contains(topics, topic) })
 	if ctx.Err() != nil {
@@ -56,7 +56,7 @@ func (b *Bus) Tail(ctx context.Context, topics []string, fromBeginning bool, fn 
 		if !fromBeginning {
 			first = end
 		}
-		f.queues = append(f.queues, newQueue(p, first, f.drained))
+		f.queues = append(f.queues, newQueue(p, first))
 	}
 	if len(f.queues) == 0 {
 		return fmt.Errorf("tail %v: %w", topics, kafka.UnknownTopicOrPartition)
@@ -157,7 +157,7 @@ func (b *Bus) scan(ctx context.Context, topics []string, fn func(kafka.Message) 
 		if err != nil {
 			return err
 		}
-		if err := b.scanPartition(ctx, newQueue(p, first, make(chan struct{}, 1)), end, fn); err != nil {
+		if err := b.scanPartition(ctx, newQueue(p, first), end, fn); err != nil {
 			return err
 		}
 	}
@@ -165,7 +165,7 @@ func (b *Bus) scan(ctx context.Context, topics []string, fn func(kafka.Message) 
 }
 
 func (b *Bus) scanPartition(ctx context.Context, q *queue, end int64, fn func(kafka.Message) error) error {
-	f := &fetcher{b: b, queues: []*queue{q}, drained: make(chan struct{}, 1)}
+	f := &fetcher{b: b, queues: []*queue{q}}
 	for failures := 0; q.next < end; {
 		err := f.fetch(ctx, f.queues, fetchWait)
 		if err != nil {

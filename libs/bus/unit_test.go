@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -351,25 +352,97 @@ func TestGateLetsGo(t *testing.T) {
 	}
 }
 
-// What is due first is handled first.
-func TestEarliest(t *testing.T) {
+// Whatever becomes due in whatever order: what is due first comes first, with
+// its body, which is read again where there was no room for it; and no offset
+// is passed before all below it are finished.
+func TestWindow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.IntRange(1, 20).Draw(t, "events")
-		window := make([]waiting, n)
-		for i := range window {
-			window[i].rec.Offset = int64(i)
-			window[i].due = time.Unix(int64(rapid.IntRange(0, 5).Draw(t, "due")), 0)
+		now := time.Unix(1_000, 0)
+		full := rapid.Bool().Draw(t, "full")
+		v := &window{}
+		if full {
+			v.bodies, v.bytes = waitingBodies, waitingBytes
 		}
-		order := make([]time.Time, 0, n)
-		for len(window) > 0 {
-			i := earliest(window)
-			order = append(order, window[i].due)
-			window = append(window[:i], window[i+1:]...)
+		bodies, size := v.bodies, v.bytes
+		n := rapid.IntRange(1, 30).Draw(t, "events")
+		log := make([]record, n)
+		open := make(map[int64]bool)
+		for i := range log {
+			due := now.Add(time.Duration(rapid.IntRange(-3, 3).Draw(t, "due")) * time.Second)
+			log[i].Offset = int64(2 * i) // offsets have gaps
+			log[i].Headers = []kafka.Header{{Key: headerDue, Value: []byte(due.Format(time.RFC3339Nano))}}
+			open[log[i].Offset] = true
 		}
-		for i := 1; i < len(order); i++ {
-			if order[i].Before(order[i-1]) {
-				t.Fatalf("out of order: %v", order)
+		v.add(slices.Clone(log), now)
+		for last := (time.Time{}); len(v.events) > 0; {
+			i := v.earliest()
+			e := v.events[i]
+			if e.due.Before(last) {
+				t.Fatalf("due at %s, after what is due at %s", e.due, last)
+			}
+			if last = e.due; e.due.After(now) {
+				now = e.due
+			}
+			if e.rec == nil {
+				if !full {
+					t.Fatalf("offset %d was let go with room for it", e.offset)
+				}
+				from := slices.IndexFunc(log, func(r record) bool { return r.Offset == e.offset })
+				to := min(n, from+rapid.IntRange(1, n).Draw(t, "read again"))
+				if !v.fill(i, slices.Clone(log[from:to]), now) {
+					t.Fatalf("offset %d was read again and is not there", e.offset)
+				}
+			}
+			if rec := v.events[i].rec; rec.Offset != e.offset {
+				t.Fatalf("offset %d has the body of %d", e.offset, rec.Offset)
+			}
+			delete(open, e.offset)
+			next := v.finish(i)
+			for offset := range open {
+				if offset < next {
+					t.Fatalf("%d is passed and not finished, what is below %d is", offset, next)
+				}
 			}
 		}
+		if v.read != log[n-1].Offset+1 || v.bodies != bodies || v.bytes != size {
+			t.Fatalf("left behind: %+v", v)
+		}
 	})
+}
+
+// What retention has deleted is not found again, whatever stands behind it.
+func TestWindowWithoutWhatWasDeleted(t *testing.T) {
+	v := &window{bodies: waitingBodies}
+	now := time.Unix(1_000, 0)
+	log := make([]record, 3)
+	for i := range log {
+		log[i].Offset = int64(i)
+		log[i].Headers = []kafka.Header{{Key: headerDue, Value: []byte(now.Add(time.Second).Format(time.RFC3339Nano))}}
+	}
+	v.add(slices.Clone(log), now)
+	now = now.Add(time.Minute)
+	if v.fill(0, slices.Clone(log[2:]), now) || v.events[0].rec != nil || v.events[2].rec == nil {
+		t.Errorf("%+v", v.events)
+	}
+	if v.fill(0, nil, now) {
+		t.Error("found in nothing")
+	}
+}
+
+// The loop of one leader is not woken for another's: it would wait on, and
+// the other's queue be found full.
+func TestDrainedTellsItsOwnLeader(t *testing.T) {
+	queues := []*queue{newQueue(position{"t", 0}, 0), newQueue(position{"t", 1}, 0)}
+	first, second := watch(queues[:1]), watch(queues[1:])
+	for _, q := range queues {
+		q.push(make([]record, queueEvents))
+	}
+	queues[1].take(1)
+	select {
+	case <-first:
+		t.Error("the loop of the first was woken")
+	case <-second:
+	default:
+		t.Error("nobody was woken")
+	}
 }

@@ -49,6 +49,7 @@ func Run(t *testing.T, broker func(t *testing.T) Broker) {
 		{"failures find their end", failures},
 		{"a lost dead letter topic stops the partition", deadLetterFirst},
 		{"later is out of the way", later},
+		{"later is out of the way of those behind it", laterBehindMany},
 		{"not yet is no attempt", notYet},
 		{"an outage is waited for", unavailable},
 		{"a stale commit is refused", staleCommit},

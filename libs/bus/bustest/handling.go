@@ -367,6 +367,58 @@ func later(r *rig) {
 	r.Logf("took %s", time.Since(started))
 }
 
+// laterBehindMany: a registry whose events wait for an hour, more of them than
+// are kept in memory, stops no event of another.
+func laterBehindMany(r *rig) {
+	const many = 5_000
+	b := r.bus("planner")
+	s := bus.Subscription{Events: []string{contracts.ImagePushedV1}}
+	handler := func(seen *journal) bus.Handler {
+		return func(_ context.Context, in event.Event) ([]event.Event, error) {
+			seen.add(in.ID())
+			return nil, nil
+		}
+	}
+	r.must(b.EnsureTopics(r.Context(), s.Events...))
+	retry := r.topic(b, contracts.ImagePushedV1, contracts.LaneFresh) + ".planner.retry"
+	deferred := func(id string, due time.Time) kafka.Message {
+		value := `{"specversion":"1.0","id":"` + id + `","source":"/x","type":"` + contracts.TypePrefix + contracts.ImagePushedV1 + `","data":{}}`
+		return kafka.Message{Topic: retry, Key: []byte("one partition"), Value: []byte(value), Headers: []kafka.Header{
+			{Key: "content-type", Value: []byte("application/cloudevents+json")},
+			{Key: "tidewaiter-due", Value: []byte(due.UTC().Format(time.RFC3339Nano))},
+		}}
+	}
+	var first journal
+	s.Handler = handler(&first)
+	stop := r.consume(b, s)
+	hour := time.Now().Add(time.Hour)
+	msgs := make([]kafka.Message, 0, many+3)
+	for i := range many {
+		msgs = append(msgs, deferred(fmt.Sprint("waits-", i), hour))
+	}
+	now := time.Now()
+	msgs = append(msgs, deferred("soon", now.Add(time.Second)), deferred("now", now), deferred("at once", time.Time{}))
+	r.write(msgs...)
+	r.eventually("what is due", func() bool { return first.len() >= 3 })
+	stop()
+	got := first.all()
+	slices.Sort(got)
+	if want := []string{"at once", "now", "soon"}; !slices.Equal(got, want) {
+		r.Errorf("handled %v, want %v", got, want)
+	}
+	// Nothing that waits was passed: who takes over reads all of it again.
+	lag, err := b.Lag(r.Context())
+	r.must(err)
+	if lag[retry] != many+3 {
+		r.Errorf("%d events wait, want %d", lag[retry], many+3)
+	}
+	var second journal
+	s.Handler = handler(&second)
+	r.consume(b, s)
+	r.write(deferred("one more", time.Now()))
+	r.eventually("what is due after a restart", func() bool { return second.count("one more") == 1 })
+}
+
 // notYet: what was not its turn is no attempt, however often.
 func notYet(r *rig) {
 	b := r.bus("planner")
