@@ -23,15 +23,16 @@ const (
 // handles. Fresh events start whenever a slot is free; bulk events when no
 // fresh event waits or is in hand, or when they have had less than their share.
 type gate struct {
-	mu        sync.Mutex
-	limit     int // slots; 0: without limit
-	running   int
-	queued    int // fresh events fetched and not finished
-	bulkHeld  int // bulk events that wait or run
-	credit    int // fresh events started while bulk had some
-	lastFresh time.Time
-	fresh     []*waiter
-	bulk      []*waiter
+	mu         sync.Mutex
+	limit      int // slots; 0: without limit
+	running    int
+	queued     int // fresh events fetched and not finished
+	queuedBulk int // the same of bulk events
+	bulkHeld   int // bulk events that wait or run, those of retry topics too
+	credit     int // fresh events started while bulk had some
+	lastFresh  time.Time
+	fresh      []*waiter
+	bulk       []*waiter
 }
 
 type waiter struct {
@@ -41,14 +42,16 @@ type waiter struct {
 
 func newGate(limit int) *gate { return &gate{limit: limit, lastFresh: time.Now()} }
 
-// add counts fetched events of a lane.
+// add counts fetched events of a lane; those of retry topics have none yet.
 func (g *gate) add(lane string, n int) {
-	if lane != contracts.LaneFresh {
-		return
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.queued += n
+	switch lane {
+	case contracts.LaneFresh:
+		g.queued += n
+	case contracts.LaneBulk:
+		g.queuedBulk += n
+	}
 	g.grant()
 }
 
@@ -140,7 +143,7 @@ func (g *gate) grant() {
 		case len(g.fresh) > 0:
 			w := g.fresh[0]
 			g.fresh = g.fresh[1:]
-			if g.bulkHeld > 0 {
+			if g.bulkHeld > 0 || g.queuedBulk > 0 {
 				g.credit = min(g.credit+w.n, bulkCreditMax)
 			} else {
 				g.credit = 0

@@ -274,7 +274,9 @@ func TestGate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.IntRange(0, 4).Draw(t, "limit")
 		g := newGate(limit)
-		g.add(contracts.LaneFresh, 1_000_000) // fresh events never run out
+		// Neither lane runs out.
+		g.add(contracts.LaneFresh, 1_000_000)
+		g.add(contracts.LaneBulk, 1_000_000)
 		type slot struct {
 			lane string
 			w    *waiter
@@ -310,9 +312,10 @@ func TestGate(t *testing.T) {
 		for range 3 {
 			ask(contracts.LaneFresh)
 		}
-		for range 5 {
+		for range rapid.IntRange(1, 5).Draw(t, "bulk partitions") {
 			ask(contracts.LaneBulk)
 		}
+		var away []int // rounds until a bulk partition, which commits and fetches, asks again
 		for range 400 {
 			collect()
 			if limit > 0 && len(running) > limit {
@@ -325,7 +328,20 @@ func TestGate(t *testing.T) {
 			s := running[i]
 			running = append(running[:i], running[i+1:]...)
 			g.release(s.lane, 1)
-			ask(s.lane)
+			if s.lane == contracts.LaneFresh {
+				ask(s.lane)
+			} else {
+				away = append(away, rapid.IntRange(0, 4).Draw(t, "away for"))
+			}
+			var still []int
+			for _, rounds := range away {
+				if rounds > 0 {
+					still = append(still, rounds-1)
+				} else {
+					ask(contracts.LaneBulk)
+				}
+			}
+			away = still
 		}
 		total := started[contracts.LaneFresh] + started[contracts.LaneBulk]
 		if bulk := started[contracts.LaneBulk]; bulk*20 < total-20*len(running) {
