@@ -3,17 +3,59 @@ package run
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tidewaiter/tidewaiter/libs/registry"
 )
+
+// Connections to registries end with the service that made them.
+func TestCloseEndsConnectionsToRegistries(t *testing.T) {
+	var open atomic.Int32
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed:
+			open.Add(-1)
+		}
+	}
+	server.Start()
+	defer server.Close()
+	name := strings.TrimPrefix(server.URL, "http://")
+	cfg, err := Parse("", fmt.Appendf(nil, `registries: [{host: "%s", plainHTTP: true}]`, name), env("", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := cfg.Env("planner", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), NewHealth())
+	c, err := env.Registry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Resolve(t.Context(), registry.Ref{Registry: name, Repository: "a", Tag: "v"}); err == nil {
+		t.Error("found what is not there")
+	}
+	if open.Load() == 0 {
+		t.Fatal("no connection was kept")
+	}
+	if err := env.Close(); err != nil {
+		t.Error(err)
+	}
+	for end := time.Now().Add(20 * time.Second); open.Load() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are left", open.Load())
+		}
+	}
+}
 
 // Services that one configuration starts share what a registry says to any of them.
 func TestRegistriesShareABudget(t *testing.T) {

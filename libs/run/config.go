@@ -181,25 +181,13 @@ func (c *Config) decode(section string, into any) []Problem {
 }
 
 // Secret reads a secret from a file or an environment variable, whichever is
-// named; neither gives "". what names the setting in errors.
+// named; neither gives "". what names the setting in errors. errors.Is(err, ErrConfig).
 func Secret(what, file, env string, lookupEnv func(string) (string, bool)) (string, error) {
-	switch {
-	case file != "" && env != "":
-		return "", fmt.Errorf("%s: a secret is named both as a file and as an environment variable, keep one: %w", what, ErrConfig)
-	case file != "":
-		b, err := os.ReadFile(file) //nolint:gosec // a file that the configuration names
-		if err != nil {
-			return "", fmt.Errorf("%s: read secret: %w: %w", what, err, ErrConfig)
-		}
-		return strings.TrimRight(string(b), "\r\n"), nil
-	case env != "":
-		v, ok := lookupEnv(env)
-		if !ok {
-			return "", fmt.Errorf("%s: environment variable %s is not set: %w", what, env, ErrConfig)
-		}
-		return v, nil
+	secret, err := credential.Secret{File: file, Env: env}.Read(lookupEnv)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %w", what, err, ErrConfig)
 	}
-	return "", nil
+	return secret, nil
 }
 
 // With returns the configuration with sections merged over it, as the

@@ -155,6 +155,9 @@ func (e *Env) Close() error {
 	if e.redis != nil {
 		errs = append(errs, e.redis.Close())
 	}
+	if e.registry != nil {
+		errs = append(errs, e.registry.Close())
+	}
 	if e.budget != nil {
 		errs = append(errs, e.budget.Close())
 	}

@@ -103,7 +103,9 @@ func (db *DB) touch(ctx context.Context, digest string) (int64, error) {
 // returns how many.
 func (db *DB) ExpireBlobs(ctx context.Context, age time.Duration) (int64, error) {
 	n, err := db.deleteInBatches(ctx,
-		"DELETE FROM blobs WHERE digest IN (SELECT digest FROM blobs WHERE touched_at < $1 LIMIT $2)",
+		// The age is asked for twice: a blob whose age is renewed in between is waited
+		// for, and its row looked at again.
+		"DELETE FROM blobs WHERE touched_at < $1 AND digest IN (SELECT digest FROM blobs WHERE touched_at < $1 LIMIT $2)",
 		time.Now().Add(-age).UnixMilli())
 	if err != nil {
 		return n, fmt.Errorf("expire blobs: %w", err)

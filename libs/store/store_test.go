@@ -277,6 +277,60 @@ func TestCorruptBlobIsFoundAndRepaired(t *testing.T) {
 	}
 }
 
+// A blob whose age is renewed while it is being expired stays.
+func TestExpiryMeetsARenewal(t *testing.T) {
+	db := storetest.Open(t)
+	if db.Dialect != store.Postgres {
+		t.Skip("SQLite has one writer at a time; " + storetest.Env + " names a PostgreSQL")
+	}
+	ctx := t.Context()
+	kept, err := db.PutBlob(ctx, []byte("kept"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(ctx, "UPDATE blobs SET touched_at = 0"); err != nil {
+		t.Fatal(err)
+	}
+	renewal, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer renewal.Rollback() //nolint:errcheck // committed below
+	if _, err := renewal.ExecContext(ctx, "UPDATE blobs SET touched_at = $1", time.Now().UnixMilli()); err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		n   int64
+		err error
+	}
+	expired := make(chan result, 1)
+	go func() {
+		n, err := db.ExpireBlobs(ctx, time.Hour)
+		expired <- result{n, err}
+	}()
+	for waits := 0; waits == 0; time.Sleep(time.Millisecond) { // until it meets the renewal
+		select {
+		case r := <-expired:
+			t.Fatalf("it did not wait: %d, %v", r.n, r.err)
+		default:
+		}
+		err := db.QueryRowContext(ctx, `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'DELETE FROM blobs%'`).Scan(&waits)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := renewal.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-expired; r.n != 0 || r.err != nil {
+		t.Errorf("expired %d, %v; want none", r.n, r.err)
+	}
+	if _, err := db.Blob(ctx, kept); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestExpiry(t *testing.T) {
 	db := storetest.Open(t)
 	ctx := t.Context()
