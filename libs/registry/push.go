@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -311,27 +312,39 @@ func (c *Client) ArtifactContent(ctx context.Context, registry, repository, mani
 }
 
 // PushBlob uploads a blob of known digest and size. It is tried again after a
-// failure only if content is an io.Seeker.
+// failure only if content is an io.ReaderAt, which is read from its start.
 func (c *Client) PushBlob(ctx context.Context, registry, repository string, d ocispec.Descriptor, content io.Reader) error {
 	at := Ref{Registry: registry, Repository: repository, Digest: d.Digest.String()}
 	h, err := c.writable(at)
 	if err != nil {
 		return err
 	}
-	seeker, _ := content.(io.Seeker)
+	// A try that failed may go on reading for a while: each has a reader of its
+	// own, which regclient cannot set back for retries of its own.
+	whole := func() io.Reader { return content }
 	attempts := 1
-	if seeker != nil {
+	if again, ok := content.(io.ReaderAt); ok {
+		whole = func() io.Reader { return struct{ io.Reader }{io.NewSectionReader(again, 0, d.Size)} }
 		attempts = tries
 	}
 	timeout := smallTimeout + time.Duration(d.Size/minRate)*time.Second
-	return h.do(ctx, "upload blob "+at.String(), &op{kind: opUpload, size: d.Size}, timeout, attempts,
+	o := &op{kind: opUpload, size: d.Size}
+	return h.do(ctx, "upload blob "+at.String(), o, timeout, attempts,
 		func(ctx context.Context, rc *regclient.RegClient) error {
-			if seeker != nil {
-				if _, err := seeker.Seek(0, io.SeekStart); err != nil {
-					return fmt.Errorf("go back to the start of the content: %w", err)
-				}
+			put := func(size int64) error {
+				_, err := rc.BlobPut(ctx, h.repo(at), descriptor.Descriptor{Digest: d.Digest, Size: size}, whole())
+				return err
 			}
-			_, err := rc.BlobPut(ctx, h.repo(at), descriptor.Descriptor{Digest: d.Digest, Size: d.Size}, content)
+			err := put(d.Size)
+			if err == nil || attempts == 1 {
+				return err
+			}
+			switch o.uploaded() {
+			case http.StatusUnauthorized: // where the upload leads has asked for credentials, which it is given now
+				return put(d.Size)
+			case http.StatusRequestEntityTooLarge: // a proxy; without a size it goes in chunks
+				return put(0)
+			}
 			return err
 		})
 }

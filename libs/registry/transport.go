@@ -58,6 +58,7 @@ type op struct {
 	mu           sync.Mutex
 	err          *Error
 	status       int       // of the last response
+	put          int       // the same, to a PUT
 	link         []string  // of a list: the Link headers
 	referrersAPI bool      // the referrers API answered
 	subjectAck   bool      // the registry said that it keeps referrers itself (OCI-Subject)
@@ -96,6 +97,13 @@ func (o *op) succeeded() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.status >= 200 && o.status < 300
+}
+
+// uploaded returns the status of the last answer to content, 0 without any.
+func (o *op) uploaded() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.put
 }
 
 // read sums up a body whose digest is expected.
@@ -483,6 +491,9 @@ func (o *op) note(req *http.Request, resp *http.Response) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.status = resp.StatusCode
+	if req.Method == http.MethodPut {
+		o.put = resp.StatusCode
+	}
 	if o.sum = nil; resp.StatusCode == http.StatusOK && req.Method == http.MethodGet && strings.HasPrefix(o.digest, "sha256:") {
 		o.sum = sha256.New()
 	}

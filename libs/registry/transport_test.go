@@ -225,6 +225,96 @@ func TestBlobOfAnotherSizeIsUploaded(t *testing.T) {
 	}
 }
 
+// uploads is a registry that takes uploads as answer lets it, and keeps what it took.
+func uploads(t *testing.T, cfg Host, answer func(w http.ResponseWriter, r *http.Request) bool) (c *Client, host string, taken func() []byte) {
+	t.Helper()
+	var mu sync.Mutex
+	var content []byte
+	c, host = fake(t, cfg, func(w http.ResponseWriter, r *http.Request) {
+		if !answer(w, r) {
+			return
+		}
+		const location = "/v2/team/app/blobs/uploads/1"
+		mu.Lock()
+		defer mu.Unlock()
+		switch r.Method {
+		case http.MethodPost:
+			content = nil
+			w.Header().Set("Location", location)
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodPatch, http.MethodPut:
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+			content = append(content, body...)
+			w.Header().Set("Location", location)
+			w.Header().Set("Range", fmt.Sprintf("0-%d", len(content)-1))
+			if r.Method == http.MethodPatch {
+				w.WriteHeader(http.StatusAccepted)
+			} else {
+				w.WriteHeader(http.StatusCreated)
+			}
+		case http.MethodDelete:
+			w.WriteHeader(http.StatusNoContent)
+		}
+	})
+	return c, host, func() []byte {
+		mu.Lock()
+		defer mu.Unlock()
+		return content
+	}
+}
+
+// A registry that answers in the middle of an upload, what it may: each try
+// sends all of the content, though the one before may still be reading.
+func TestUploadIsTriedAgain(t *testing.T) {
+	content := random(t, 8<<20)
+	for _, tt := range []struct {
+		name   string
+		cfg    Host
+		answer func(w http.ResponseWriter, r *http.Request, puts int) bool
+	}{
+		{"unavailable", Host{}, func(w http.ResponseWriter, _ *http.Request, puts int) bool {
+			if puts < 3 {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+			return puts >= 3
+		}},
+		{"asks for credentials", Host{Username: "u", Password: "p"}, func(w http.ResponseWriter, r *http.Request, _ int) bool {
+			_, p, _ := r.BasicAuth()
+			if p != "p" {
+				w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+			return p == "p"
+		}},
+		{"takes small bodies only", Host{}, func(w http.ResponseWriter, r *http.Request, _ int) bool {
+			if r.ContentLength > 1<<20 {
+				w.WriteHeader(http.StatusRequestEntityTooLarge)
+			}
+			return r.ContentLength <= 1<<20
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var puts atomic.Int32
+			c, host, taken := uploads(t, tt.cfg, func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method != http.MethodPut {
+					return true
+				}
+				return tt.answer(w, r, int(puts.Add(1)))
+			})
+			if err := c.PushBlob(t.Context(), host, "team/app", descriptorOf("", content), bytes.NewReader(content)); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(taken(), content) {
+				t.Errorf("%d bytes of %d arrived, or others", len(taken()), len(content))
+			}
+		})
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for v, want := range map[string]time.Duration{
