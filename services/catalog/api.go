@@ -33,6 +33,8 @@ const requestTimeout = 30 * time.Second
 //	GET /v1/report                               contracts.FleetReport
 //	GET /v1/problems?state=&limit=&after=        {"problems": [contracts.Problem], "next": key or null}
 //	POST /v1/deployed                            {"origin": name, "images": [registry/repository@digest]}: what runs, instead of what the origin said before
+//	POST /v1/rematch                             {"ref": registry/repository[:tag|@digest] or a digest} or {"all": true} → {"images": n}: they are matched again
+//	GET /v1/outcome?push=&subject=               Outcome of a push that was submitted by hand, by the id and subject of its event
 //	POST /v1/known                               KnownQuery → {"tags": [KnownTag]}
 //	GET /v1/standings?registry=&limit=&after=    {"images": [Standing], "total": n, "next": repository@digest or null}
 //	GET /v1/tags?registry=&limit=&after=         {"tags": [RepositoryTag], "next": repository:tag or null}
@@ -55,6 +57,8 @@ func newAPI(s *Service, tokens func() ([]string, error)) http.Handler {
 	mux.Handle("GET /v1/report", a.protected(a.report))
 	mux.Handle("GET /v1/problems", a.protected(a.problems))
 	mux.Handle("POST /v1/deployed", a.protected(a.deployed))
+	mux.Handle("POST /v1/rematch", a.protected(a.rematch))
+	mux.Handle("GET /v1/outcome", a.protected(a.outcome))
 	mux.Handle("POST /v1/known", a.protected(a.known))
 	mux.Handle("GET /v1/standings", a.protected(a.standings))
 	mux.Handle("GET /v1/tags", a.protected(a.tags))
@@ -227,5 +231,42 @@ func (a *api) deployed(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	a.answer(w, r, http.StatusOK, map[string]int{"images": len(images)})
+	return nil
+}
+
+// maxRequestBytes bounds a body that names one reference.
+const maxRequestBytes = 4 << 10
+
+func (a *api) rematch(w http.ResponseWriter, r *http.Request) error {
+	var body struct {
+		Ref string `json:"ref"`
+		All bool   `json:"all"`
+	}
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&body); err != nil {
+		return fmt.Errorf("body: %w: %w", err, errBadRequest)
+	}
+	if body.All == (body.Ref != "") {
+		return fmt.Errorf(`the body must have either "ref" or "all": true: %w`, errBadRequest)
+	}
+	n, err := a.s.RequestRematch(r.Context(), body.Ref)
+	if err != nil {
+		return err
+	}
+	a.answer(w, r, http.StatusAccepted, map[string]int64{"images": n})
+	return nil
+}
+
+func (a *api) outcome(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	if q.Get("push") == "" || q.Get("subject") == "" {
+		return fmt.Errorf("push or subject is missing: %w", errBadRequest)
+	}
+	outcome, err := a.s.Outcome(r.Context(), q.Get("push"), q.Get("subject"))
+	if err != nil {
+		return err
+	}
+	a.answer(w, r, http.StatusOK, outcome)
 	return nil
 }

@@ -31,6 +31,12 @@ const (
 	StateGone        = "gone"
 )
 
+// Stages of image.failed that renew a verdict.
+const (
+	stageMatcher  = "matcher"
+	stageAttestor = "attestor"
+)
+
 // IsEnd says whether an image in this state needs nothing more.
 func IsEnd(state string) bool {
 	return state == StateAttested || state == StateUnsupported || state == StateFailed || state == StateGone
@@ -45,7 +51,7 @@ type fact struct {
 	verdict *contracts.ImageAttested                  // whose report must be read first
 	// inventory is the digest of an inventory that is to be indexed; empty: none.
 	inventory string
-	snapshot  bool // whether it is about a new advisory snapshot
+	rematch   bool // whether images may have to be matched again because of it
 }
 
 // entry is one row of the timeline.
@@ -127,7 +133,7 @@ func (s *Service) Batch(ctx context.Context, in []event.Event) ([]event.Event, e
 	if err != nil {
 		return nil, outage(err)
 	}
-	if slices.ContainsFunc(facts, func(f fact) bool { return f.snapshot || f.verdict != nil }) {
+	if slices.ContainsFunc(facts, func(f fact) bool { return f.rematch || f.verdict != nil }) {
 		s.nudge()
 	}
 	return nil, s.send(ctx)
@@ -378,8 +384,10 @@ func planned(f *fact, d contracts.ImagePlanned) {
 		f.entry.message = fmt.Sprintf("an image of %d layers", len(d.Layers))
 		f.entry.details = map[string]any{"kind": d.Kind, "layers": len(d.Layers)}
 	}
+	byHand := d.Source == contracts.CauseSubmit
+	f.rematch = byHand
 	f.apply = func(ctx context.Context, b *batch) error {
-		_, _, err := b.update(ctx, d.Image, f.at, func(i *image) {
+		before, after, err := b.update(ctx, d.Image, f.at, func(i *image) {
 			i.planned = max(i.planned, f.at.UnixNano())
 			i.source, i.kind = d.Source, d.Kind
 			if d.Platform != nil {
@@ -388,6 +396,17 @@ func planned(f *fact, d contracts.ImagePlanned) {
 		})
 		if err != nil {
 			return err
+		}
+		if before == StateGone && after != StateGone {
+			b.touch(*f, d.Image.Registry, d.Image.Repository)
+			if err := b.overtaken(ctx, d.Image); err != nil {
+				return err
+			}
+		}
+		if byHand {
+			if err := b.requested(ctx, d.Image); err != nil {
+				return err
+			}
 		}
 		for _, l := range d.Layers {
 			_, err := b.exec(ctx, `INSERT INTO catalog_layers (registry, repository, digest, layer) VALUES ($1, $2, $3, $4)
@@ -443,8 +462,11 @@ func failed(f *fact, d contracts.ImageFailed) {
 			return b.unresolved(ctx, d.Registry, d.Repository, d.Tag, f.at)
 		}
 		im := contracts.Image{Registry: d.Registry, Repository: d.Repository, Digest: d.Digest}
-		_, _, err := b.update(ctx, im, f.at, func(i *image) { i.failed = max(i.failed, f.at.UnixNano()) })
-		return err
+		_, after, err := b.update(ctx, im, f.at, func(i *image) { i.failed = max(i.failed, f.at.UnixNano()) })
+		if err != nil || after != StateAttested || d.Stage != stageMatcher && d.Stage != stageAttestor {
+			return err
+		}
+		return b.failedAgain(ctx, im, f.at)
 	}
 }
 

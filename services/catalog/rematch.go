@@ -18,11 +18,42 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/store"
 )
 
-// A statement is asked for anew at 75 % of its validity, and again after each
-// further 5 %, in case that was lost.
+// A statement is asked for anew at 75 % of its validity at the latest, and again
+// after each further 5 %, in case that was lost. What was attested together is
+// spread over the 5 % before.
 const (
-	refreshAfter = 75 // per cent
-	refreshAgain = 5  // per cent
+	refreshAfter  = 75 // per cent
+	refreshSpread = 5  // per cent
+	refreshAgain  = 5  // per cent
+)
+
+// RefreshAge returns how old statements of a validity become before they are
+// signed anew.
+func RefreshAge(validity time.Duration) time.Duration { return validity / 100 * refreshAfter }
+
+// refreshAt returns when an image's statement is asked for anew, in Unix
+// nanoseconds; 0: never. The digest spreads what was signed at one time.
+func refreshAt(digest string, signed, validUntil int64) int64 {
+	validity := validUntil - signed
+	if validity <= 0 {
+		return 0
+	}
+	spread := validity / 100 * refreshSpread
+	return signed + int64(RefreshAge(time.Duration(validity))) - number(digest)%(spread+1)
+}
+
+// A verdict that failed to be renewed is asked for again after retryFirst, then
+// after twice as long each time, up to retryMost.
+const (
+	retryFirst = 5 * time.Minute
+	retryMost  = 6 * time.Hour
+)
+
+// Values of catalog_images.requested; see its migration.
+const (
+	requestNow  = 1
+	requestAll  = 2
+	requestSent = -1
 )
 
 // errLost is why everything is matched again where a delta should tell what to.
@@ -36,7 +67,7 @@ type published struct {
 }
 
 func advisoriesChanged(f *fact, d contracts.AdvisoriesChanged) {
-	f.snapshot = true
+	f.rematch = true
 	previous, delta := int64(-1), ""
 	if d.Previous != nil && d.Delta != nil {
 		previous, delta = d.Previous.Sequence, d.Delta.Digest
@@ -54,24 +85,48 @@ func advisoriesChanged(f *fact, d contracts.AdvisoriesChanged) {
 
 // standing notes of a verdict that was taken over what matching it again needs:
 // whether a newer snapshot was published before it came, which is seen in the
-// same transaction, and when it is to be refreshed.
+// same transaction, when it is to be refreshed, and that it is what was asked for.
 func (b *batch) standing(ctx context.Context, d contracts.ImageAttested, signed int64) error {
-	refresh := int64(0)
-	if validity := d.ValidUntil.UnixNano() - signed; validity > 0 {
-		refresh = signed + validity/100*refreshAfter
-	}
-	_, err := b.exec(ctx, `UPDATE catalog_images SET snapshot = $1, refresh_at = $2,
+	refresh := refreshAt(d.Image.Digest, signed, d.ValidUntil.UnixNano())
+	_, err := b.exec(ctx, `UPDATE catalog_images SET snapshot = $1, refresh_at = $2, retries = 0,
+		requested = CASE WHEN requested = $8 THEN 0 ELSE requested END,
 		late = CASE WHEN $3 < COALESCE((SELECT MAX(sequence) FROM catalog_snapshots), $4) THEN 1 ELSE 0 END
 		WHERE registry = $5 AND repository = $6 AND digest = $7`,
-		d.Snapshot.Digest, refresh, d.Snapshot.Sequence, int64(-1), d.Image.Registry, d.Image.Repository, d.Image.Digest)
+		d.Snapshot.Digest, refresh, d.Snapshot.Sequence, int64(-1), d.Image.Registry, d.Image.Repository, d.Image.Digest, requestSent)
 	if err != nil {
 		return fmt.Errorf("store standing of verdict: %w", err)
 	}
 	return nil
 }
 
-// overtaken marks a verdict that was known before the inventory it is about, if
-// a snapshot was published in between: it could not be found then.
+// failedAgain has a verdict asked for again after a while, if what failed came
+// after it: matcher or attestor gave up on renewing it.
+func (b *batch) failedAgain(ctx context.Context, im contracts.Image, at time.Time) error {
+	var retries int
+	err := b.tx.QueryRowContext(ctx, `SELECT retries FROM catalog_images WHERE registry = $1 AND repository = $2 AND digest = $3
+		AND attested_at > 0 AND attested_at < $4`, im.Registry, im.Repository, im.Digest, at.UnixNano()).Scan(&retries)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read failures: %w", err)
+	}
+	wait := retryFirst
+	for range retries {
+		wait = min(2*wait, retryMost)
+	}
+	due := at.Add(wait).UnixNano()
+	_, err = b.exec(ctx, `UPDATE catalog_images SET retries = retries + 1,
+		refresh_at = CASE WHEN refresh_at = 0 OR refresh_at > $1 THEN $1 ELSE refresh_at END
+		WHERE registry = $2 AND repository = $3 AND digest = $4`, due, im.Registry, im.Repository, im.Digest)
+	if err != nil {
+		return fmt.Errorf("note that it failed: %w", err)
+	}
+	return nil
+}
+
+// overtaken marks a verdict that a snapshot was published after which could not
+// find it: its inventory was not known then, or its image was gone.
 func (b *batch) overtaken(ctx context.Context, im contracts.Image) error {
 	_, err := b.exec(ctx, `UPDATE catalog_images SET late = 1 WHERE registry = $1 AND repository = $2 AND digest = $3
 		AND attested_at > 0 AND sequence < COALESCE((SELECT MAX(sequence) FROM catalog_snapshots), $4)`,
@@ -82,16 +137,20 @@ func (b *batch) overtaken(ctx context.Context, im contracts.Image) error {
 	return nil
 }
 
-// Rematch asks for new verdicts on all images that need one: those that a newly
-// published snapshot touches, those whose verdict rests on an older one and came
-// after it, and those whose statement nears its end. What runs goes first and in
-// the fresh lane. Nothing is asked twice, whenever it is stopped and called again.
+// Rematch asks for new verdicts on all images that need one: those that somebody
+// asked for, those that a newly published snapshot touches, those whose verdict
+// rests on an older one and came after it, and those whose statement nears its
+// end. What runs goes first and in the fresh lane. Nothing is asked twice,
+// whenever it is stopped and called again.
 func (s *Service) Rematch(ctx context.Context, now time.Time) error {
 	s.drawing.Lock()
 	defer s.drawing.Unlock()
 	snapshots, open, err := s.snapshots(ctx)
 	if err != nil {
 		return err
+	}
+	if err := s.requests(ctx, snapshots, now); err != nil {
+		return fmt.Errorf("verdicts asked for by hand: %w", err)
 	}
 	for _, p := range open {
 		if err := s.consequences(ctx, p, now); err != nil {
@@ -175,15 +234,16 @@ type candidate struct {
 	sequence               int64
 	snapshot               string
 	refreshAt, validity    int64
+	requested              int
 }
 
 const candidateColumns = `i.registry, i.repository, i.digest, i.source, i.kind, i.platform, i.inventory, v.analyzer, v.size, v.number,
-	i.sequence, i.snapshot, i.refresh_at, i.valid_until - i.attested_at`
+	i.sequence, i.snapshot, i.refresh_at, i.valid_until - i.attested_at, i.requested`
 
 func (c *candidate) fields() []any {
 	return []any{
 		&c.Registry, &c.Repository, &c.Digest, &c.source, &c.kind, &c.platform, &c.inventory, &c.analyzer, &c.size, &c.number,
-		&c.sequence, &c.snapshot, &c.refreshAt, &c.validity,
+		&c.sequence, &c.snapshot, &c.refreshAt, &c.validity, &c.requested,
 	}
 }
 
@@ -406,12 +466,18 @@ func (s *Service) refresh(ctx context.Context, snapshots []published, now time.T
 	}
 }
 
-func (b *batch) refresh(ctx context.Context, c candidate, snapshots []published, now time.Time) error {
-	snapshot, location := contracts.SnapshotRef{Digest: c.snapshot, Sequence: c.sequence}, ""
+// newest returns the newest of the snapshots, or that of the verdict if none is
+// newer, and where it is.
+func (c *candidate) newest(snapshots []published) (ref contracts.SnapshotRef, location string) {
 	if n := len(snapshots); n > 0 && snapshots[n-1].sequence > c.sequence {
 		newest := snapshots[n-1]
-		snapshot, location = contracts.SnapshotRef{Digest: newest.digest, Sequence: newest.sequence}, newest.location
+		return contracts.SnapshotRef{Digest: newest.digest, Sequence: newest.sequence}, newest.location
 	}
+	return contracts.SnapshotRef{Digest: c.snapshot, Sequence: c.sequence}, ""
+}
+
+func (b *batch) refresh(ctx context.Context, c candidate, snapshots []published, now time.Time) error {
+	snapshot, location := c.newest(snapshots)
 	again := now.UnixNano() + max(c.validity/100*refreshAgain, int64(time.Minute))
 	result, err := b.exec(ctx, `UPDATE catalog_images SET refresh_at = $1
 		WHERE registry = $2 AND repository = $3 AND digest = $4 AND refresh_at = $5`, again, c.Registry, c.Repository, c.Digest, c.refreshAt)
@@ -426,6 +492,95 @@ func (b *batch) refresh(ctx context.Context, c candidate, snapshots []published,
 		return err
 	}
 	ev.SetExtension(contracts.ExtLane, contracts.LaneBulk)
+	return enqueue(ctx, b.exec, ev)
+}
+
+// RequestRematch has every attested image of a reference matched again, against
+// the newest advisories and by the policy that matcher has now: of
+// registry/repository with or without :tag or @digest, of a digest, or, where it
+// is "", of the whole fleet. It returns how many they are; ErrBadRef.
+func (s *Service) RequestRematch(ctx context.Context, ref string) (int64, error) {
+	r, err := s.resolve(ctx, ref)
+	if err != nil {
+		return 0, err
+	}
+	if r.tag != "" && r.digest == "" {
+		return 0, nil // it points nowhere
+	}
+	how := requestAll
+	if r.digest != "" {
+		how = requestNow
+	}
+	result, err := s.db.ExecContext(ctx, `UPDATE catalog_images SET requested = $1 WHERE state = 'attested'
+		AND ($2 = '' OR registry = $2) AND ($3 = '' OR repository = $3) AND ($4 = '' OR digest = $4)`, how, r.registry, r.repository, r.digest)
+	if err != nil {
+		return 0, outage(fmt.Errorf("note what is asked for: %w", err))
+	}
+	n, err := result.RowsAffected()
+	if err != nil {
+		return 0, fmt.Errorf("count what is asked for: %w", err)
+	}
+	s.nudge()
+	return n, nil
+}
+
+// requested notes that somebody waits for a new verdict on an image that has one.
+func (b *batch) requested(ctx context.Context, im contracts.Image) error {
+	_, err := b.exec(ctx, `UPDATE catalog_images SET requested = $1 WHERE registry = $2 AND repository = $3 AND digest = $4 AND state = 'attested'`,
+		requestNow, im.Registry, im.Repository, im.Digest)
+	if err != nil {
+		return fmt.Errorf("note what is asked for: %w", err)
+	}
+	return nil
+}
+
+// requests asks for the verdicts that somebody asked for.
+func (s *Service) requests(ctx context.Context, snapshots []published, now time.Time) error {
+	for {
+		due, err := s.candidates(ctx, `i.requested > 0 AND i.state = 'attested' ORDER BY i.requested, i.registry, i.repository, i.digest LIMIT $1`, sendBatch)
+		if err != nil || len(due) == 0 {
+			return err
+		}
+		running, err := s.running(ctx)
+		if err != nil {
+			return err
+		}
+		err = s.db.Tx(ctx, func(tx *sql.Tx) error {
+			b := newEnqueuer(tx)
+			for _, c := range due {
+				if err := b.request(ctx, c, snapshots, lane(running, c.Digest), now); err != nil {
+					return fmt.Errorf("ask for %s: %w", c.Image, err)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return outage(err)
+		}
+		if err := s.send(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (b *batch) request(ctx context.Context, c candidate, snapshots []published, lane string, now time.Time) error {
+	result, err := b.exec(ctx, `UPDATE catalog_images SET requested = $1
+		WHERE registry = $2 AND repository = $3 AND digest = $4 AND requested = $5`, requestSent, c.Registry, c.Repository, c.Digest, c.requested)
+	if err != nil {
+		return fmt.Errorf("note what is asked: %w", err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		return err
+	}
+	if c.requested == requestNow {
+		lane = contracts.LaneFresh
+	}
+	snapshot, location := c.newest(snapshots)
+	ev, err := c.rematch(snapshot, location, contracts.RematchRequest, fmt.Sprint(now.UnixNano()), now)
+	if err != nil {
+		return err
+	}
+	ev.SetExtension(contracts.ExtLane, lane)
 	return enqueue(ctx, b.exec, ev)
 }
 

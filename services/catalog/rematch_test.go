@@ -283,10 +283,10 @@ func TestRefresh(t *testing.T) {
 		f.now = signed.Add(time.Duration(float64(validity) * share))
 		f.rematch()
 	}
-	at(0.74)
-	same(t, "before 75 %", f.asked())
+	at(0.69)
+	same(t, "before 70 %", f.asked())
 	at(0.751)
-	same(t, "at 75 %", f.asked(), "a bulk 1 refresh")
+	same(t, "by 75 %", f.asked(), "a bulk 1 refresh")
 	at(0.76)
 	same(t, "asked once", f.asked())
 	at(0.81)

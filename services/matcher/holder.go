@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/tidewaiter/tidewaiter/services/advisor/snapshot"
 	"github.com/tidewaiter/tidewaiter/services/matcher/match"
 	"github.com/tidewaiter/tidewaiter/services/matcher/policy"
@@ -159,6 +161,21 @@ func (h *holder) ready() error {
 		return nil
 	}
 	return h.problem
+}
+
+// newest returns a metric that says how new the advisories in use are.
+func (h *holder) newest() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tidewaiter_matcher_advisories_newest_timestamp_seconds",
+		Help: "When the newest advisory of the snapshot in use was modified, in Unix seconds; 0: there is none, or it does not say.",
+	}, func() float64 {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.current == nil || h.current.snapshot.Newest().IsZero() {
+			return 0
+		}
+		return float64(h.current.snapshot.Newest().Unix())
+	})
 }
 
 // watch looks at the file every now and then, and more seldom at what is

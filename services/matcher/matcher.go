@@ -166,15 +166,16 @@ func (s *Service) Handle(ctx context.Context, in event.Event) ([]event.Event, er
 	m, release, err := s.holder.acquire(ctx, j.sequence, j.location)
 	switch {
 	case errors.Is(err, errOlder):
-		return nil, bus.Later(fmt.Errorf("match %s: %w", j.image, err), s.now().Add(waitForSnapshot))
+		// However long the registry of snapshots is away, the request must not die of it.
+		return nil, bus.NotYet(fmt.Errorf("match %s: %w", j.image, err), s.now().Add(waitForSnapshot))
 	case err != nil:
 		return nil, bus.Unavailable(fmt.Errorf("match %s: %w", j.image, err))
 	}
 	defer release()
-	return s.match(ctx, j, m)
+	return s.match(ctx, in, j, m)
 }
 
-func (s *Service) match(ctx context.Context, j job, m *loaded) ([]event.Event, error) {
+func (s *Service) match(ctx context.Context, in event.Event, j job, m *loaded) ([]event.Event, error) {
 	inv, err := s.inventory(ctx, j.inventory.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("match %s: %w", j.image, err)
@@ -203,6 +204,10 @@ func (s *Service) match(ctx context.Context, j job, m *loaded) ([]event.Event, e
 	if err != nil {
 		return nil, bus.Permanent(err)
 	}
+	// What was judged is a part of the id: the same input is another judgement
+	// once there are other advisories or another policy, which stands in the report.
+	out.SetID(contracts.OutputID(Name, in.Source(), in.ID(), out.Type(), out.Subject()+" "+m.snapshot.Digest()+" "+digest))
+	out.SetExtension(contracts.ExtDataRef, digest)
 	bus.Key(&out, j.image.Digest)
 	s.log.InfoContext(ctx, "image matched", "image", j.image.String(), "verdict", report.Verdict, "findings", len(report.Findings),
 		"gaps", len(report.Gaps), "sequence", m.snapshot.Sequence())
@@ -274,6 +279,11 @@ func Run(ctx context.Context, env *run.Env) error {
 	}
 	defer func() { _ = s.Close() }()
 	env.Health.Check("matcher advisories", s.holder.ready)
+	newest := s.holder.newest()
+	if err := env.Metrics.Register(newest); err != nil {
+		return fmt.Errorf("matcher: register metrics: %w", err)
+	}
+	defer env.Metrics.Unregister(newest)
 	consumed := []string{contracts.ImageAssembledV1, contracts.ImageRematchV1}
 	if err := b.EnsureTopics(ctx, append(consumed, contracts.ImageMatchedV1, contracts.ImageFailedV1)...); err != nil {
 		return fmt.Errorf("matcher: %w", err)

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
@@ -285,5 +287,71 @@ func TestBadInputs(t *testing.T) {
 	}
 	if err := (Config{Concurrency: -1}).Validate(); err == nil {
 		t.Error("a configuration without reload and with negative concurrency is valid")
+	}
+}
+
+// TestJudgedAgain: a repeated event is the same judgement as long as advisories
+// and policy are the same, and another one once either is not.
+func TestJudgedAgain(t *testing.T) {
+	blobs, inventory := stored(t)
+	path := builtinFile(t)
+	replace(t, path, 100)
+	s := newService(t, blobs, path)
+	in := newEvent(t, contracts.ImageAssembledV1, contracts.ImageAssembled{Image: image(), Kind: "image", Inventory: inventory})
+	id := func(s *Service) string {
+		t.Helper()
+		out, err := s.Handle(t.Context(), in)
+		if err != nil || len(out) != 1 {
+			t.Fatalf("%d events, %v", len(out), err)
+		}
+		got, err := bus.Decode[contracts.ImageMatched](out[0])
+		if err != nil || out[0].Extensions()[contracts.ExtDataRef] != got.Report.Digest {
+			t.Errorf("dataref %v of report %s, %v", out[0].Extensions()[contracts.ExtDataRef], got.Report.Digest, err)
+		}
+		return out[0].ID()
+	}
+	first := id(s)
+	if again := id(s); again != first || first == "" {
+		t.Errorf("a redelivery has id %s, the first one %s", again, first)
+	}
+	replace(t, path, 200)
+	if _, err := s.holder.reload(); err != nil {
+		t.Fatal(err)
+	}
+	second := id(s)
+	if second == first {
+		t.Error("newer advisories, but the id of the old judgement")
+	}
+	cfg := DefaultConfig()
+	cfg.Advisories, cfg.Policy = path, filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(cfg.Policy, []byte("version: 1\nrules:\n  gaps: fail\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other, err := New(cfg, blobs, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	if third := id(other); third == second || third == first {
+		t.Error("another policy, but the id of the old judgement")
+	}
+}
+
+// TestMetricOfAdvisories: how old the knowledge is can be seen, and that there is none.
+func TestMetricOfAdvisories(t *testing.T) {
+	blobs, _ := stored(t)
+	path := builtinFile(t)
+	s := newService(t, blobs, path)
+	l, release, err := s.holder.acquire(t.Context(), 0, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	want := float64(l.snapshot.Newest().Unix())
+	if got := testutil.ToFloat64(s.holder.newest()); got != want || got <= 0 {
+		t.Errorf("newest is %f, want %f", got, want)
+	}
+	if got := testutil.ToFloat64(newService(t, blobs, "").holder.newest()); got != 0 {
+		t.Errorf("newest without a snapshot is %f", got)
 	}
 }

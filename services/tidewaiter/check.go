@@ -112,6 +112,7 @@ func (a across) check() {
 	a.registriesOfSources()
 	a.snapshots()
 	a.policies()
+	a.maxAges()
 	a.addresses()
 	for id := range a.planner.SourcePlatforms {
 		if _, ok := a.sources[id]; !ok {
@@ -123,6 +124,16 @@ func (a across) check() {
 	}
 	if a.runs("gatekeeper") && a.gatekeeper.Bundles == gatekeeper.FromDatabase && a.Database.URL == "" && a.Database.URLEnv == "" {
 		a.Wrong("gatekeeper.bundles", "bundles are read from a database that is not configured", "add database.url, or write bundles: registry")
+	}
+}
+
+// maxAges warns where gatekeeper calls statements too old that attestor does not
+// renew yet.
+func (a across) maxAges() {
+	renewed := catalog.RefreshAge(a.attestor.Validity)
+	if m := a.gatekeeper.MaxAge; m > 0 && m < renewed && (a.runs("gatekeeper") || len(a.services) == 0 && a.Has("gatekeeper")) {
+		a.Warn("gatekeeper.maxAge", fmt.Sprintf("statements are renewed when they are %s old: in the time before, images are refused as too old", renewed),
+			fmt.Sprintf("write at least %s, or lower attestor.validity (now %s)", renewed, a.attestor.Validity))
 	}
 }
 

@@ -183,6 +183,7 @@ attestor:
   policy: DIR/policy.yaml
 gatekeeper:
   listen: ":8480"
+  maxAge: 24h
   bundles: database
   keyFiles: [DIR/key]
   policyDigest: `+contracts.DigestOf([]byte("x"))+`
@@ -196,8 +197,9 @@ intake: {listen: "127.0.0.1:8480"}
 		{5, "matcher.snapshots", "other.example.com is not configured", "registries"},
 		{10, "attestor.policy", "another policy", "same file"},
 		{12, "gatekeeper.listen", "intake.listen", "another port"},
-		{13, "gatekeeper.bundles", "not configured", "bundles: registry"},
-		{15, "gatekeeper.policyDigest", "which is sha256:", "gatekeeper.policy"},
+		{13, "gatekeeper.maxAge", "when they are 126h0m0s old", "at least 126h"},
+		{14, "gatekeeper.bundles", "not configured", "bundles: registry"},
+		{16, "gatekeeper.policyDigest", "which is sha256:", "gatekeeper.policy"},
 	})
 }
 

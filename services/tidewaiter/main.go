@@ -42,6 +42,7 @@ type root struct {
 	Up         upCmd         `cmd:"" help:"Everything in one process on embedded servers, until stopped."`
 	Run        runCmd        `cmd:"" help:"Run some services against real Kafka, Redis, database and registries."`
 	Submit     submitCmd     `cmd:"" help:"Send a push event by hand, for registries that cannot reach Tidewaiter."`
+	Rematch    rematchCmd    `cmd:"" help:"Have images matched again, as after a change of the policy."`
 	Scan       scanCmd       `cmd:"" help:"Scan one image once, no servers needed."`
 	Match      matchCmd      `cmd:"" help:"Match a CycloneDX or SPDX document with an advisory snapshot."`
 	Verify     verifyCmd     `cmd:"" help:"Say whether an image carries a good attestation."`

@@ -9,6 +9,7 @@ import (
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/services/catalog"
+	"github.com/tidewaiter/tidewaiter/services/intake"
 )
 
 // submitCmd sends a push event by hand.
@@ -33,16 +34,21 @@ func (c *submitCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	if err := body.Close(); err != nil {
-		return unavailable(fmt.Errorf("read answer: %w", err))
+	var submitted intake.Submitted
+	if err := decode(body, &submitted); err != nil {
+		return err
 	}
 	if !c.Wait {
 		fmt.Fprintf(s.err, "submitted %s; follow it with: tidewaiter where %s\n", c.Ref, c.Ref)
 		return nil
 	}
-	state, err := c.wait(ctx, a)
+	ended, err := c.wait(ctx, a, submitted)
 	if err != nil {
 		return err
+	}
+	state := ended.Image
+	if state == nil {
+		return policyError(fmt.Errorf("%s ended as %s: %s", c.Ref, ended.State, ended.Message))
 	}
 	if c.Output == "json" {
 		if err := printJSON(s.out, state); err != nil {
@@ -60,33 +66,25 @@ func (c *submitCmd) Run(ctx context.Context, s *streams) error {
 	return nil
 }
 
-func (c *submitCmd) wait(ctx context.Context, a *api) (catalog.ImageEntry, error) {
+// wait returns what became of the push that was submitted, and of no other.
+func (c *submitCmd) wait(ctx context.Context, a *api, push intake.Submitted) (catalog.Outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
+	path := "/v1/outcome?push=" + url.QueryEscape(push.ID) + "&subject=" + url.QueryEscape(push.Subject)
 	for {
-		body, err := a.get(ctx, a.catalog, "/v1/images?ref="+url.QueryEscape(c.Ref))
+		var now catalog.Outcome
+		err := a.ask(ctx, a.catalog, path, &now)
 		if err != nil && ctx.Err() == nil {
-			return catalog.ImageEntry{}, err
+			return now, err
 		}
-		if err == nil {
-			var found struct {
-				Images []catalog.ImageEntry `json:"images"`
-			}
-			if err := decode(body, &found); err != nil {
-				return catalog.ImageEntry{}, err
-			}
-			for _, i := range found.Images {
-				switch i.State {
-				case "attested", "unsupported", "failed", "gone":
-					return i, nil
-				}
-			}
+		if err == nil && now.Ended {
+			return now, nil
 		}
 		select {
 		case <-ctx.Done():
-			return catalog.ImageEntry{}, unavailable(errors.New("no verdict in time; tidewaiter where " + c.Ref + " shows how far it came"))
+			return now, unavailable(errors.New("no verdict in time; tidewaiter where " + c.Ref + " shows how far it came"))
 		case <-tick.C:
 		}
 	}
