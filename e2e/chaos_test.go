@@ -222,7 +222,7 @@ func allFaults() []fault {
 		fault{name: "registry killed", during: server("distribution", "kill", "start", 5*time.Second)},
 		fault{
 			name: "registry gives 429, then resets", short: true, proxied: true,
-			before: func(c *cluster) { c.proxy.do(throttlesFor, 1, nil) },
+			before: func(c *cluster) { c.proxy.do(throttlesFor, every) },
 			during: func(c *cluster, _ []sample.Pushed) {
 				c.log.wait(c.t, func(*events) string {
 					if n := c.proxy.hits.Load(); n < 4 {
@@ -230,7 +230,7 @@ func allFaults() []fault {
 					}
 					return ""
 				})
-				c.proxy.do(resets, 3, nil)
+				c.proxy.do(resets, oneInThree)
 			},
 		},
 	)
@@ -344,8 +344,12 @@ func (c *cluster) undergo(f fault, fleet []sample.Image, want findings) outcomeR
 	return row
 }
 
-// told says whether intake has heard of a push.
+// told says whether intake has heard of a push: from its registry, or, of a tag
+// behind the proxy, from the test.
 func (c *cluster) told(l *events, p sample.Pushed) bool {
+	if p.Ref.Registry == c.proxy.address {
+		return len(l.about(contracts.ImagePushedV1, p.Ref.Registry+"/"+p.Ref.Repository+":"+p.Ref.Tag)) > 0
+	}
 	return mentioned(l, contracts.ImagePushedV1, p.Ref.Digest)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -48,10 +49,9 @@ type troubled struct {
 
 	mu    sync.Mutex
 	what  misdeed // "": behaves
-	each  int     // one of so many requests is hit; 1: all
+	share share
+	hit   map[string]int // since do, by what share counts
 	dice  *rand.Rand
-	only  func(*http.Request) bool // which requests; nil: all
-	borne map[string]int           // how often what was hit, where that is bounded (see sometimes)
 	hits  atomic.Int64
 	ended chan struct{} // closed when the test ends, so that nothing trickles on
 }
@@ -77,61 +77,74 @@ func trouble(t *testing.T, origin string) *troubled {
 	return p
 }
 
-// do lets one of each requests that only selects go wrong from now on. Which
-// one is thrown, as counting could hit the same step of every try.
-func (p *troubled) do(what misdeed, each int, only func(*http.Request) bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.what, p.each, p.only, p.borne = what, each, only, nil
+// share says of a request as what it counts, how many of these go wrong at most,
+// and one of how many does. Which one is thrown, as counting could hit the same
+// step of every try.
+type share func(r *http.Request) (key string, most, each int)
+
+// every request goes wrong.
+func every(*http.Request) (key string, most, each int) { return "", math.MaxInt, 1 }
+
+// oneInThree goes wrong, without an end.
+func oneInThree(*http.Request) (key string, most, each int) { return "", math.MaxInt, 3 }
+
+// passing is one in three of the reads and of the writes about each repository, up to four of either.
+func passing(r *http.Request) (key string, most, each int) { return concern(r), 4, 3 }
+
+// bearable is what whoever asks again bears for certain: a service gives up when
+// it has failed four times because of what it was told (registry.RetryAt). So the
+// first two reads of each blob go wrong, and one in three of the other requests
+// about a repository, up to two reads and a write.
+func bearable(r *http.Request) (key string, most, each int) {
+	key = concern(r)
+	switch {
+	case key == "":
+		return "", 0, 1
+	case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/"):
+		return r.URL.Path, 2, 1
+	case strings.HasPrefix(key, "read "):
+		return key, 2, 3
+	default:
+		return key, 1, 3
+	}
 }
 
-// sometimes lets a registry go wrong as often as whoever asks again bears for
-// certain: a service gives up when it has failed four times because of what it
-// was told (registry.RetryAt). So the first two reads of each blob go wrong, and
-// one in three of the other requests about a repository, up to two reads and a write.
-func (p *troubled) sometimes(what misdeed) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.what, p.each, p.only, p.borne = what, 3, nil, map[string]int{}
-}
-
-// bounds says what a request counts as, of which so many may go wrong, and one in how many does.
-func (p *troubled) bounds(r *http.Request) (key string, most, each int) {
+// concern returns whether a request reads or writes, and about which repository; "" of none.
+func concern(r *http.Request) string {
 	for _, part := range []string{"/blobs/", "/manifests/", "/referrers/"} {
 		repository, _, found := strings.Cut(r.URL.Path, part)
 		switch {
 		case !found:
-		case r.Method == http.MethodGet && part == "/blobs/":
-			return r.URL.Path, 2, 1
 		case r.Method == http.MethodGet || r.Method == http.MethodHead:
-			return "read " + repository, 2, p.each
+			return "read " + repository
 		default:
-			return "write " + repository, 1, p.each
+			return "write " + repository
 		}
 	}
-	return "", 0, p.each
+	return ""
+}
+
+// do lets a share of the requests go wrong from now on.
+func (p *troubled) do(what misdeed, s share) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.what, p.share, p.hit = what, s, map[string]int{}
 }
 
 // behave ends the trouble.
-func (p *troubled) behave() { p.do("", 0, nil) }
+func (p *troubled) behave() { p.do("", every) }
 
 func (p *troubled) next(r *http.Request) misdeed {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.what == "" || p.only != nil && !p.only(r) {
+	if p.what == "" {
 		return ""
 	}
-	if p.borne == nil {
-		if p.dice.IntN(p.each) != 0 {
-			return ""
-		}
-	} else {
-		key, most, each := p.bounds(r)
-		if p.borne[key] == most || p.dice.IntN(each) != 0 {
-			return ""
-		}
-		p.borne[key]++
+	key, most, each := p.share(r)
+	if p.hit[key] >= most || p.dice.IntN(each) != 0 {
+		return ""
 	}
+	p.hit[key]++
 	p.hits.Add(1)
 	return p.what
 }

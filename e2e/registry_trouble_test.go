@@ -172,10 +172,10 @@ func disturb(t *testing.T, misdeeds ...misdeed) *disturbed {
 	return d
 }
 
-// all lets one of each requests to every registry go wrong.
-func (d *disturbed) all(each int) {
+// all lets a share of the requests to every registry go wrong.
+func (d *disturbed) all(s share) {
 	for _, label := range d.labels {
-		d.proxies[label].do(misdeed(label), each, nil)
+		d.proxies[label].do(misdeed(label), s)
 	}
 }
 
@@ -234,7 +234,7 @@ func (d *disturbed) noDeadLetters() {
 
 // Registries that refuse, fail and break off: first with every request, until
 // an image of another registry, which stands behind theirs in every queue, is
-// done; then with one of three.
+// done; then with one of three, for a while.
 func TestRegistriesDown(t *testing.T) {
 	t.Parallel()
 	misdeeds := []misdeed{throttlesFor, fails503, resets, truncates}
@@ -242,7 +242,7 @@ func TestRegistriesDown(t *testing.T) {
 		misdeeds = append(misdeeds, throttles, fails500, fails502, resetsLate, redirects)
 	}
 	d := registriesDown(t, misdeeds...)
-	d.all(3)
+	d.all(passing)
 	d.good()
 	d.noDeadLetters()
 }
@@ -264,7 +264,7 @@ func TestRegistriesSlow(t *testing.T) {
 func registriesDown(t *testing.T, misdeeds ...misdeed) *disturbed {
 	t.Helper()
 	d := disturb(t, misdeeds...)
-	d.all(1)
+	d.all(every)
 	d.submitAll()
 	began := time.Now()
 	d.attested(d.push("healthy/app", "1", distinctFleet(t, len(misdeeds), 1)...))
@@ -285,9 +285,7 @@ func liars() []misdeed {
 func TestRegistriesLieNowAndThen(t *testing.T) {
 	t.Parallel()
 	d := disturb(t, liars()...)
-	for _, label := range d.labels {
-		d.proxies[label].sometimes(misdeed(label))
-	}
+	d.all(bearable)
 	d.submitAll()
 	d.met(2 * 3 * perRegistry) // two layers and a configuration of each image, twice
 	d.good()
@@ -299,7 +297,7 @@ func TestRegistriesLieNowAndThen(t *testing.T) {
 func TestRegistriesLieForGood(t *testing.T) {
 	t.Parallel()
 	d := disturb(t, liars()...)
-	d.all(1)
+	d.all(every)
 	d.submitAll()
 	healthy := d.push("healthy/app", "1", distinctFleet(t, len(liars()), 1)...)
 	d.attested(healthy)
