@@ -142,7 +142,7 @@ func (p *Planner) check(h hint, deletion bool) (left string, err error) {
 		return "", fmt.Errorf("tag %q is not a tag", r.Tag)
 	case r.Digest != "" && !contracts.ValidDigest(r.Digest):
 		return "", fmt.Errorf("digest %q is not a sha256 digest", r.Digest)
-	case r.Tag == "" && r.Digest == "":
+	case r.Tag == "" && r.Digest == "" && !deletion: // a deletion is of all of the repository then
 		return "", errors.New("there is neither a tag nor a digest")
 	}
 	if slices.Contains(internal, h.source) {
@@ -275,6 +275,11 @@ func (p *Planner) deleted(ctx context.Context, in event.Event) ([]event.Event, e
 	}
 	if left != "" {
 		p.log.InfoContext(ctx, "deletion of what is not wanted", "image", h.ref.String(), "source", h.source, "reason", left)
+		return nil, nil
+	}
+	if h.ref.Tag == "" && h.ref.Digest == "" {
+		// What was in it only catalog knows; the sweeper asks it, and reports what is gone one by one.
+		p.log.InfoContext(ctx, "deletion of a repository, which the sweeper confirms", "repository", h.ref.Registry+"/"+h.ref.Repository, "source", h.source)
 		return nil, nil
 	}
 	out := &events{}

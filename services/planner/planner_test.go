@@ -305,6 +305,8 @@ func TestGone(t *testing.T) {
 		{"deleted, and it is still there", w.deleted("app", "v1", d.Digest.String()), []string{fmt.Sprintf(tag, "v1")}},
 		{"deleted by digest, and it is still there", w.deleted("app", "", d.Digest.String()), nil},
 		{"tag deleted, and it is still there", w.deleted("app", "v1", ""), []string{fmt.Sprintf(tag, "v1")}},
+		{"repository deleted", w.deleted("app", "", ""), nil},
+		{"repository deleted, of a source that is about it", w.deletedBy("team", "team/app", "", ""), nil},
 		{"tag deleted, the image is still there", w.deleted("app", "v0", d.Digest.String()), []string{fmt.Sprintf(tag, "v0")}},
 	}
 	for _, tt := range tests {
@@ -327,6 +329,7 @@ func TestRefused(t *testing.T) {
 	elsewhere := func(source string) event.Event {
 		return w.event(contracts.ImagePushedV1, contracts.ImagePushed{Source: source, Registry: "other.example", Repository: "app", Tag: "v1"})
 	}
+	repository := func(source, repository string) event.Event { return w.deletedBy(source, repository, "", "") }
 	tests := []struct {
 		name   string
 		in     event.Event
@@ -340,6 +343,10 @@ func TestRefused(t *testing.T) {
 		{"path that begins alike", w.pushed("team", "teams/app", "v1", d), "bound to paths", false},
 		{"unknown source", w.pushed("nobody", "app", "v1", d), `source "nobody" is not configured`, false},
 		{"neither tag nor digest", w.pushed("hub", "app", "", ""), "neither a tag nor a digest", false},
+		{"deleted repository of another registry", repository("far", "app"), "bound to registry registry.example", false},
+		{"deleted repository of another path", repository("team", "app"), "bound to paths", false},
+		{"deleted repository, unknown source", repository("nobody", "app"), `source "nobody" is not configured`, false},
+		{"deleted repository that is none", repository("hub", "../app"), "not a repository name", false},
 		{"repository", w.pushed("hub", "../app", "v1", ""), "not a repository name", false},
 		{"tag", w.pushed("hub", "app", "-", ""), "not a tag", false},
 		{"digest", w.pushed("hub", "app", "", "sha256:1"), "not a sha256 digest", false},
