@@ -46,6 +46,9 @@ type verifier struct {
 	// all that. It returns what is authentic of the body (nil: all of it), or
 	// errGreeted, errUnchecked, or in words of ours why the call is refused.
 	outside func(context.Context, offer) ([]byte, error)
+	// wait returns when what outside left to be done behind the calls is done;
+	// nil: that is nothing.
+	wait func()
 }
 
 // newVerifier reads the secrets that auth names. Keys and certificates of others

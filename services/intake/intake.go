@@ -15,6 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/run"
 	"github.com/tidewaiter/tidewaiter/libs/store"
 	"github.com/tidewaiter/tidewaiter/services/intake/hook"
@@ -40,7 +41,7 @@ const seenIDs = 200_000
 // Config is the section "intake".
 type Config struct {
 	Listen     string        `yaml:"listen"`     // host:port of the webhook server
-	MaxBody    int64         `yaml:"maxBody"`    // bytes
+	MaxBody    int64         `yaml:"maxBody"`    // bytes, at most bus.MaxDeadLetterBytes
 	AckTimeout time.Duration `yaml:"ackTimeout"` // for storing a delivery; then the sender is told to try again
 	Keep       time.Duration `yaml:"keep"`       // how long deliveries are remembered
 	// Admin opens POST /v1/submit and the delivery log to whoever has its token;
@@ -59,8 +60,8 @@ func (c Config) Validate() error {
 	if c.Listen == "" {
 		problems = append(problems, errors.New("listen is empty"))
 	}
-	if c.MaxBody < 1 {
-		problems = append(problems, fmt.Errorf("maxBody %d is below 1", c.MaxBody))
+	if c.MaxBody < 1 || c.MaxBody > bus.MaxDeadLetterBytes { // what cannot be read must fit into a dead letter
+		problems = append(problems, fmt.Errorf("maxBody %d is not 1 to %d", c.MaxBody, bus.MaxDeadLetterBytes))
 	}
 	if c.AckTimeout <= 0 {
 		problems = append(problems, fmt.Errorf("ackTimeout %s is not above 0", c.AckTimeout))
@@ -211,6 +212,11 @@ func Listening(ready func(addr string)) run.Service {
 		err = env.Serve(ctx, cfg.Listen, s.Handler(), ready)
 		stopPulls()
 		p.done.Wait()
+		for _, src := range s.sources {
+			if src.verifier.wait != nil {
+				src.verifier.wait()
+			}
+		}
 		stop()
 		<-done
 		return err

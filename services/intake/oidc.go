@@ -46,10 +46,11 @@ const (
 	maxFetched   = 1 << 20 // bytes
 	maxToken     = 16 << 10
 
-	keysFresh  = time.Hour        // keys are fetched again when they are older
-	keysUsable = 24 * time.Hour   // and used no longer, if that fails
-	keysPause  = 30 * time.Second // between two fetches for keys that are not there
-	keysRetry  = 2 * time.Second  // between two that fail
+	keysFresh  = time.Hour              // keys are fetched again when they are older
+	keysUsable = 24 * time.Hour         // and used no longer, if that fails
+	keysWait   = 500 * time.Millisecond // for newer ones, while those at hand are usable
+	keysPause  = 30 * time.Second       // between two fetches for keys that are not there
+	keysRetry  = 2 * time.Second        // between two that fail
 	minRSABits = 2048
 )
 
@@ -95,7 +96,7 @@ func newOIDC(auth OIDCAuth, transport http.RoundTripper, log *slog.Logger) *veri
 	o := &oidcVerifier{OIDCAuth: auth, keys: &keySet{
 		issuer: auth.Issuer, keysURL: auth.KeysURL, client: fetcher(transport), now: time.Now, log: log,
 	}}
-	return &verifier{scheme: "Bearer", outside: o.check}
+	return &verifier{scheme: "Bearer", outside: o.check, wait: o.keys.behind.Wait}
 }
 
 // fetcher returns a client for keys and certificates: no redirects, since those
@@ -178,7 +179,8 @@ type keySet struct {
 	now             func() time.Time
 	log             *slog.Logger
 
-	refreshing sync.Mutex // held while keys are fetched; cached keys serve meanwhile
+	refreshing sync.Mutex     // held while keys are fetched; cached keys serve meanwhile
+	behind     sync.WaitGroup // of fetches that no call waits for, each at most fetchTimeout
 
 	mu      sync.Mutex
 	keys    []jose.JSONWebKey
@@ -187,17 +189,23 @@ type keySet struct {
 	failed  error     // of the last try
 }
 
-// find returns the keys of the given id, or all if the token names none. A key
+// find returns the keys of the given id, or all if the token names none. Keys
+// that are no longer fresh are fetched again, and serve if that takes long. A key
 // that is not there may be a new one: then they are fetched again, but not more
 // often than keysPause, since anybody can name keys.
 func (k *keySet) find(ctx context.Context, id string) ([]*rsa.PublicKey, error) {
-	found, current := k.cached(id)
-	if len(found) > 0 && current {
+	found, fresh := k.cached(id)
+	switch {
+	case len(found) > 0 && fresh:
+		return found, nil
+	case len(found) > 0:
+		k.renew(ctx)
+		found, _ = k.cached(id)
 		return found, nil
 	}
 	k.refreshing.Lock()
 	defer k.refreshing.Unlock()
-	if found, current = k.cached(id); len(found) > 0 && current { // somebody else fetched them
+	if found, _ = k.cached(id); len(found) > 0 { // somebody else fetched them
 		return found, nil
 	}
 	if k.due() {
@@ -211,6 +219,31 @@ func (k *keySet) find(ctx context.Context, id string) ([]*rsa.PublicKey, error) 
 		return nil, fmt.Errorf("the issuer's keys: %w: %w", errUnchecked, failed)
 	}
 	return found, nil
+}
+
+// renew fetches keys again unless somebody does, and waits a moment for them:
+// usually they come, and withdrawn ones are refused. An issuer that hangs holds
+// nobody up.
+func (k *keySet) renew(ctx context.Context) {
+	if !k.refreshing.TryLock() {
+		return
+	}
+	if !k.due() {
+		k.refreshing.Unlock()
+		return
+	}
+	done := make(chan struct{})
+	k.behind.Go(func() {
+		defer close(done)
+		defer k.refreshing.Unlock()
+		k.refresh(ctx)
+	})
+	moment := time.NewTimer(keysWait)
+	defer moment.Stop()
+	select {
+	case <-done:
+	case <-moment.C:
+	}
 }
 
 // cached returns what is known, and whether that is fresh.

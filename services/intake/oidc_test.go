@@ -28,14 +28,39 @@ type issuer struct {
 	mu      sync.Mutex
 	keys    map[string]*rsa.PrivateKey // published, by id
 	down    bool
-	fetches int // of the keys
+	fetches int           // of the keys
+	hung    chan struct{} // closed: it goes on; nil: it never hung
+}
+
+// hang lets the issuer answer nothing until release.
+func (i *issuer) hang() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.hung = make(chan struct{})
+}
+
+func (i *issuer) release() { close(i.hung) }
+
+// wait for release, or for the caller to go.
+func (i *issuer) wait(r *http.Request) {
+	i.mu.Lock()
+	hung := i.hung
+	i.mu.Unlock()
+	if hung == nil {
+		return
+	}
+	select {
+	case <-hung:
+	case <-r.Context().Done():
+	}
 }
 
 func newIssuer(t *testing.T) *issuer {
 	t.Helper()
 	i := &issuer{keys: map[string]*rsa.PrivateKey{"one": rsaKey(t)}}
 	mux := http.NewServeMux()
-	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, r *http.Request) {
+		i.wait(r)
 		if i.isDown() {
 			w.WriteHeader(http.StatusBadGateway)
 			return
@@ -301,6 +326,19 @@ func TestOIDCKeys(t *testing.T) {
 	publish(func() { i.down = true })
 	now = now.Add(keysFresh + time.Second)
 	expect("down with keys at hand", post("two", two), http.StatusAccepted, 4)
+	i.hang()
+	now = now.Add(keysRetry)
+	tried := keys.keys.tried
+	for range 2 { // who starts the fetch, and who finds it started
+		expect("hangs with keys at hand", post("two", two), http.StatusAccepted, 4)
+		keys.keys.mu.Lock()
+		if !keys.keys.tried.Equal(tried) {
+			t.Error("the call waited until the fetch was given up")
+		}
+		keys.keys.mu.Unlock()
+	}
+	i.release()
+	keys.keys.behind.Wait()
 	now = now.Add(keysUsable)
 	expect("down for too long", post("two", two), http.StatusServiceUnavailable, 4)
 }

@@ -36,8 +36,8 @@ func Reasons() []Reason {
 		},
 		{reasonIgnored, "The call said nothing that concerns an image: a blob, a pull, a quota or test event.", "", false},
 		{
-			reasonFiltered, "The source's paths, repositories or tags leave out everything the call was about.",
-			"If it should be scanned, widen them in the section sources of the configuration.", false,
+			reasonFiltered, "The source's registry, paths, repositories or tags leave out everything the call was about.",
+			"If it should be scanned, widen them in the section sources of the configuration; a registry needs a source of its own, or anyRegistry.", false,
 		},
 		{
 			reasonDuplicate, "The sender sent again what is stored already.",
@@ -49,16 +49,16 @@ func Reasons() []Reason {
 			"Compare the source's kind with what the registry sends: tidewaiter dlq show prints the body, tidewaiter webhook decode reads it.", true,
 		},
 		{
-			reasonIncomplete, "Some events of the body name no registry, repository, tag or digest that can be right; the others are stored, the body is kept as a dead letter.",
-			"If no registry is named, set the source's registry; else see tidewaiter dlq show.", true,
+			reasonIncomplete, "Some events of the body name no registry, repository, tag or digest that can be right, or ask for something that a person must do; the others are stored, the body is kept as a dead letter.",
+			"Look at the trouble of the call. If no registry is named, set the source's registry; else see tidewaiter dlq show.", true,
 		},
 		{
 			reasonNotStored, "Kafka did not take it in time, so the sender was told to try again.",
 			"Look at Kafka and at intake's readiness. What a sender does not repeat, the sweeper finds.", true,
 		},
 		{
-			reasonTooLarge, "The body is bigger than intake.maxBody.",
-			"Raise intake.maxBody, or have the sender send fewer events at once.", true,
+			reasonTooLarge, "The body is bigger than intake.maxBody, or one that is submitted by hand than 64 KiB.",
+			"Raise intake.maxBody, to 4194304 at most, or have the sender send fewer events at once.", true,
 		},
 		{
 			reasonBrokenOff, "The connection ended before the whole body was there.",
