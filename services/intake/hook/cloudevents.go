@@ -32,7 +32,7 @@ type cloudEventReader func(*cloudEvent) (Event, error)
 
 // decodeCloudEvents takes whatever names an image under the usual field names.
 func decodeCloudEvents(req Request) ([]Event, error) {
-	return readCloudEvents(req, (*cloudEvent).event)
+	return readCloudEvents(req, func(in *cloudEvent) (Event, error) { return in.event(req.Registry) })
 }
 
 // readCloudEvents reads the three content modes of the HTTP binding
@@ -108,7 +108,7 @@ func cloudEventBinary(req Request, event cloudEventReader) ([]Event, error) {
 		Time:        attribute("Time"),
 		Data:        req.Body,
 	}
-	raw := slices.Concat([]byte(in.Type+"\n"+in.Subject+"\n"+in.Time+"\n"), req.Body)
+	raw := slices.Concat([]byte(in.Source+"\n"+in.ID+"\n"+in.Type+"\n"+in.Subject+"\n"+in.Time+"\n"), req.Body)
 	return in.check(req, raw, event)
 }
 
@@ -137,15 +137,32 @@ func (in *cloudEvent) readData(into any) error {
 	return nil
 }
 
-func (in *cloudEvent) event() (Event, error) {
+// identity returns what no other event has: source and id together (spec.md,
+// "REQUIRED Attributes"), or a hash of both if that is too long; "" without an id.
+func (in *cloudEvent) identity() string {
+	if in.ID == "" || in.Source == "" {
+		return in.ID
+	}
+	both := in.Source + " " + in.ID // a source, which is a URI reference, holds no space
+	if both != clean(both, maxDeliveryID) {
+		return hashOf([]byte(both))
+	}
+	return both
+}
+
+// event reads an event with the usual field names. bound is the source's registry.
+func (in *cloudEvent) event(bound string) (Event, error) {
 	var data map[string]any
 	if err := in.readData(&data); err != nil {
 		return Event{}, err
 	}
-	e := Event{Time: parseTime(in.Time), DeliveryID: in.ID}
+	e := Event{Time: parseTime(in.Time), DeliveryID: in.identity()}
 	named := fieldsOf(data)
 	e.Registry = named.registry
 	e.Repository, e.Tag, e.Digest = named.repository, named.tag, named.digest
+	if host, path, ok := strings.Cut(e.Repository, "/"); ok && e.Registry == "" && (strings.ContainsAny(host, ".:") || host == bound) {
+		e.Registry, e.Repository = host, path
+	}
 	e.MediaType, e.Actor = named.mediaType, named.actor
 	for _, text := range []string{named.image, in.Subject} {
 		if ref, err := ParseReference(text); err == nil {
@@ -194,6 +211,9 @@ func verb(word string) (Action, bool) {
 	return "", false
 }
 
+// places are what images stand in: events about one may well name no image.
+var places = map[string]bool{"repository": true, "repo": true, "namespace": true, "project": true}
+
 // classify tells the action from the event's type, which is free text: the last
 // of its words that says one decides, since host names come first.
 func (in *cloudEvent) classify(e Event) Event {
@@ -216,7 +236,7 @@ func (in *cloudEvent) classify(e Event) Event {
 		switch {
 		case about == "blob" || about == "layer":
 			return e.ignored(fmt.Sprintf("type %s: a blob, no manifest", shown))
-		case e.Repository == "" || (e.Tag == "" && e.Digest == ""):
+		case places[about] && (e.Repository == "" || (e.Tag == "" && e.Digest == "")):
 			return e.ignored(fmt.Sprintf("type %s: no image is named", shown))
 		case about == "chart":
 			return e.notAnImage(fmt.Sprintf("type %s: a chart", shown))
@@ -225,7 +245,7 @@ func (in *cloudEvent) classify(e Event) Event {
 		}
 		return e
 	case Delete:
-		if e.Repository == "" {
+		if places[about] && e.Repository == "" {
 			return e.ignored(fmt.Sprintf("type %s: a deletion that names no repository", shown))
 		}
 		e.Action, e.Reason = Delete, fmt.Sprintf("type %s says that something was deleted", shown)

@@ -135,36 +135,38 @@ func TestECR(t *testing.T) {
 			`,"Timestamp":"2026-01-02T03:04:06Z","SignatureVersion":"2"}`
 	}
 	checkKind(t, "ecr", map[string]decodeCase{
-		"push":                      {body: plain, want: []want{image}, id: "e-1", at: "2026-01-02T03:04:05Z"},
-		"in SNS, by the inner id":   {body: notification(plain), want: []want{image}, id: "e-1"},
-		"in SQS and SNS":            {body: `{"messageId":"q","body":` + strconv.Quote(notification(plain)) + `}`, want: []want{image}, id: "e-1"},
-		"records of SQS":            {body: `{"Records":[{"messageId":"q","body":` + strconv.Quote(plain) + `},{"body":"x"}]}`, want: []want{image, {"ignore", "", "", "", "", false, true}}},
-		"a list":                    {body: `[` + plain + `,` + plain + `]`, want: []want{image, image}},
-		"confirmation":              {body: `{"Type":"SubscriptionConfirmation","TopicArn":"arn:aws:sns:eu-central-1:210987654321:t","SubscribeURL":"https://x.invalid/"}`, want: []want{}},
-		"without a tag":             {body: strings.Replace(plain, `"image-tag":"1"`, `"image-tag":""`, 1), want: []want{{"push", host, "team/app", "", digestA, false, false}}},
-		"with a digest cut short":   {body: strings.Replace(plain, digestA, digestA[:67], 1), want: []want{{"push", host, "team/app", "1", "", false, false}}},
-		"that failed":               {body: strings.Replace(plain, "SUCCESS", "FAILURE", 1), want: []want{{"ignore", host, "team/app", "1", digestA, false, false}}},
-		"of another service":        {body: strings.Replace(plain, "aws.ecr", "aws.s3", 1), want: []want{{"ignore", host, "team/app", "1", digestA, false, false}}},
-		"account that is none":      {body: strings.Replace(plain, "210987654321", "evil.example/", 1), want: []want{{"push", "", "team/app", "1", digestA, false, false}}},
-		"region that is none":       {body: event("ECR Image Action", "x.evil.example", pushed("")), want: []want{{"push", "", "team/app", "1", digestA, false, false}}},
-		"China":                     {body: event("ECR Image Action", "cn-northwest-1", pushed("")), want: []want{{"push", "210987654321.dkr.ecr.cn-northwest-1.amazonaws.com.cn", "team/app", "1", digestA, false, false}}},
-		"GovCloud":                  {body: event("ECR Image Action", "us-gov-west-1", pushed("")), want: []want{{"push", "210987654321.dkr.ecr.us-gov-west-1.amazonaws.com", "team/app", "1", digestA, false, false}}},
-		"European Sovereign Cloud":  {body: event("ECR Image Action", "eusc-de-east-1", pushed("")), want: []want{{"push", "210987654321.dkr.ecr.eusc-de-east-1.amazonaws.eu", "team/app", "1", digestA, false, false}}},
-		"index":                     {body: event("ECR Image Action", "eu-central-1", pushed(`,"manifest-media-type":"`+ociIndex+`"`)), want: []want{image}},
-		"image by its config":       {body: event("ECR Image Action", "eu-central-1", pushed(`,"manifest-media-type":"`+ociManifest+`","artifact-media-type":"application/vnd.docker.container.image.v1+json"`)), want: []want{image}},
-		"chart by its config":       {body: event("ECR Image Action", "eu-central-1", pushed(`,"artifact-media-type":"application/vnd.cncf.helm.config.v1+json"`)), want: []want{{"ignore", host, "team/app", "1", digestA, true, false}}},
-		"referrer":                  {body: event("ECR Referrer Action", "eu-central-1", pushed("")), want: []want{{"ignore", host, "team/app", "1", digestA, true, false}}},
-		"artifact manifest":         {body: event("ECR Image Action", "eu-central-1", pushed(`,"manifest-media-type":"application/vnd.cncf.oras.artifact.manifest.v1+json"`)), want: []want{{"ignore", host, "team/app", "1", digestA, true, false}}},
-		"delete":                    {body: strings.Replace(plain, "PUSH", "DELETE", 1), want: []want{{"delete", host, "team/app", "1", digestA, false, false}}},
-		"into the archive":          {body: strings.Replace(plain, `"PUSH"`, `"UPDATE_STORAGE_CLASS","target-storage-class":"ARCHIVE"`, 1), want: []want{{"ignore", host, "team/app", "1", digestA, false, false}}},
-		"back from the archive":     {body: strings.Replace(plain, `"PUSH"`, `"UPDATE_STORAGE_CLASS","target-storage-class":"STANDARD"`, 1), want: []want{image}},
-		"replication":               {body: event("ECR Replication Action", "eu-central-1", `{"result":"SUCCESS","repository-name":"team/app","image-digest":"`+digestA+`","source-account":"210987654321","action-type":"REPLICATE","source-region":"us-west-2","image-tag":"1"}`), want: []want{image}},
-		"replication that failed":   {body: event("ECR Replication Action", "eu-central-1", `{"result":"FAILED","repository-name":"team/app","action-type":"REPLICATE","image-tag":"1"}`), want: []want{{"ignore", host, "team/app", "1", "", false, false}}},
-		"pull-through cache":        {body: event("ECR Pull Through Cache Action", "eu-central-1", `{"rule-version":"1","sync-status":"SUCCESS","ecr-repository-prefix":"hub","repository-name":"hub/alpine","upstream-registry-url":"registry-1.docker.io","image-tag":"3","image-digest":"`+digestB+`"}`), want: []want{{"push", host, "hub/alpine", "3", digestB, false, false}}},
-		"pull-through that failed":  {body: event("ECR Pull Through Cache Action", "eu-central-1", `{"sync-status":"FAILED","repository-name":"hub/alpine","image-tag":"3"}`), want: []want{{"ignore", host, "hub/alpine", "3", "", false, false}}},
-		"scan result":               {body: event("ECR Image Scan", "eu-central-1", `{"scan-status":"COMPLETE","repository-name":"team/app","image-digest":"`+digestA+`","image-tags":["1"]}`), want: []want{{"ignore", host, "team/app", "", digestA, false, false}}},
-		"API call":                  {body: event("AWS API Call via CloudTrail", "eu-central-1", `{"eventName":"PutImage"}`), want: []want{{"ignore", host, "", "", "", false, false}}},
-		"transformed to CloudEvent": {body: `{"specversion":"1.0","id":"t-1","type":"com.amazon.ecr.image.push","source":"arn:aws-cn:ecr:cn-north-1:210987654321:repository/app","data":{"repositoryName":"app","imageTag":"v2"}}`, want: []want{{"push", "210987654321.dkr.ecr.cn-north-1.amazonaws.com.cn", "app", "v2", "", false, false}}, id: "t-1"},
+		"push":                         {body: plain, want: []want{image}, id: "e-1", at: "2026-01-02T03:04:05Z"},
+		"in SNS, by the inner id":      {body: notification(plain), want: []want{image}, id: "e-1"},
+		"in SQS and SNS":               {body: `{"messageId":"q","body":` + strconv.Quote(notification(plain)) + `}`, want: []want{image}, id: "e-1"},
+		"records of SQS":               {body: `{"Records":[{"messageId":"q","body":` + strconv.Quote(plain) + `},{"body":"x"}]}`, want: []want{image, {"ignore", "", "", "", "", false, true}}},
+		"a list":                       {body: `[` + plain + `,` + plain + `]`, want: []want{image, image}},
+		"confirmation":                 {body: `{"Type":"SubscriptionConfirmation","TopicArn":"arn:aws:sns:eu-central-1:210987654321:t","SubscribeURL":"https://x.invalid/"}`, want: []want{{"ignore", "", "", "", "", false, true}}},
+		"end of a subscription":        {body: `{"Type":"UnsubscribeConfirmation","TopicArn":"arn:aws:sns:eu-central-1:210987654321:t"}`, want: []want{}},
+		"delete by a digest cut short": {body: strings.NewReplacer("PUSH", "DELETE", digestA, digestA[:67], `"image-tag":"1"`, `"x":""`).Replace(plain), want: []want{{"delete", host, "team/app", "", "", false, true}}},
+		"without a tag":                {body: strings.Replace(plain, `"image-tag":"1"`, `"image-tag":""`, 1), want: []want{{"push", host, "team/app", "", digestA, false, false}}},
+		"with a digest cut short":      {body: strings.Replace(plain, digestA, digestA[:67], 1), want: []want{{"push", host, "team/app", "1", "", false, false}}},
+		"that failed":                  {body: strings.Replace(plain, "SUCCESS", "FAILURE", 1), want: []want{{"ignore", host, "team/app", "1", digestA, false, false}}},
+		"of another service":           {body: strings.Replace(plain, "aws.ecr", "aws.s3", 1), want: []want{{"ignore", host, "team/app", "1", digestA, false, false}}},
+		"account that is none":         {body: strings.Replace(plain, "210987654321", "evil.example/", 1), want: []want{{"push", "", "team/app", "1", digestA, false, false}}},
+		"region that is none":          {body: event("ECR Image Action", "x.evil.example", pushed("")), want: []want{{"push", "", "team/app", "1", digestA, false, false}}},
+		"China":                        {body: event("ECR Image Action", "cn-northwest-1", pushed("")), want: []want{{"push", "210987654321.dkr.ecr.cn-northwest-1.amazonaws.com.cn", "team/app", "1", digestA, false, false}}},
+		"GovCloud":                     {body: event("ECR Image Action", "us-gov-west-1", pushed("")), want: []want{{"push", "210987654321.dkr.ecr.us-gov-west-1.amazonaws.com", "team/app", "1", digestA, false, false}}},
+		"European Sovereign Cloud":     {body: event("ECR Image Action", "eusc-de-east-1", pushed("")), want: []want{{"push", "210987654321.dkr.ecr.eusc-de-east-1.amazonaws.eu", "team/app", "1", digestA, false, false}}},
+		"index":                        {body: event("ECR Image Action", "eu-central-1", pushed(`,"manifest-media-type":"`+ociIndex+`"`)), want: []want{image}},
+		"image by its config":          {body: event("ECR Image Action", "eu-central-1", pushed(`,"manifest-media-type":"`+ociManifest+`","artifact-media-type":"application/vnd.docker.container.image.v1+json"`)), want: []want{image}},
+		"chart by its config":          {body: event("ECR Image Action", "eu-central-1", pushed(`,"artifact-media-type":"application/vnd.cncf.helm.config.v1+json"`)), want: []want{{"ignore", host, "team/app", "1", digestA, true, false}}},
+		"referrer":                     {body: event("ECR Referrer Action", "eu-central-1", pushed("")), want: []want{{"ignore", host, "team/app", "1", digestA, true, false}}},
+		"artifact manifest":            {body: event("ECR Image Action", "eu-central-1", pushed(`,"manifest-media-type":"application/vnd.cncf.oras.artifact.manifest.v1+json"`)), want: []want{{"ignore", host, "team/app", "1", digestA, true, false}}},
+		"delete":                       {body: strings.Replace(plain, "PUSH", "DELETE", 1), want: []want{{"delete", host, "team/app", "1", digestA, false, false}}},
+		"into the archive":             {body: strings.Replace(plain, `"PUSH"`, `"UPDATE_STORAGE_CLASS","target-storage-class":"ARCHIVE"`, 1), want: []want{{"ignore", host, "team/app", "1", digestA, false, false}}},
+		"back from the archive":        {body: strings.Replace(plain, `"PUSH"`, `"UPDATE_STORAGE_CLASS","target-storage-class":"STANDARD"`, 1), want: []want{image}},
+		"replication":                  {body: event("ECR Replication Action", "eu-central-1", `{"result":"SUCCESS","repository-name":"team/app","image-digest":"`+digestA+`","source-account":"210987654321","action-type":"REPLICATE","source-region":"us-west-2","image-tag":"1"}`), want: []want{image}},
+		"replication that failed":      {body: event("ECR Replication Action", "eu-central-1", `{"result":"FAILED","repository-name":"team/app","action-type":"REPLICATE","image-tag":"1"}`), want: []want{{"ignore", host, "team/app", "1", "", false, false}}},
+		"pull-through cache":           {body: event("ECR Pull Through Cache Action", "eu-central-1", `{"rule-version":"1","sync-status":"SUCCESS","ecr-repository-prefix":"hub","repository-name":"hub/alpine","upstream-registry-url":"registry-1.docker.io","image-tag":"3","image-digest":"`+digestB+`"}`), want: []want{{"push", host, "hub/alpine", "3", digestB, false, false}}},
+		"pull-through that failed":     {body: event("ECR Pull Through Cache Action", "eu-central-1", `{"sync-status":"FAILED","repository-name":"hub/alpine","image-tag":"3"}`), want: []want{{"ignore", host, "hub/alpine", "3", "", false, false}}},
+		"scan result":                  {body: event("ECR Image Scan", "eu-central-1", `{"scan-status":"COMPLETE","repository-name":"team/app","image-digest":"`+digestA+`","image-tags":["1"]}`), want: []want{{"ignore", host, "team/app", "", digestA, false, false}}},
+		"API call":                     {body: event("AWS API Call via CloudTrail", "eu-central-1", `{"eventName":"PutImage"}`), want: []want{{"ignore", host, "", "", "", false, false}}},
+		"transformed to CloudEvent":    {body: `{"specversion":"1.0","id":"t-1","type":"com.amazon.ecr.image.push","source":"arn:aws-cn:ecr:cn-north-1:210987654321:repository/app","data":{"repositoryName":"app","imageTag":"v2"}}`, want: []want{{"push", "210987654321.dkr.ecr.cn-north-1.amazonaws.com.cn", "app", "v2", "", false, false}}, id: "t-1"},
 	})
 }
 
@@ -355,11 +357,13 @@ func FuzzOCIR(f *testing.F) {
 
 func FuzzAlibaba(f *testing.F) {
 	fuzzKind(f, "alibaba-acr", http.Header{}, `{"push_data":{"tag":"1","pushed_at":"2026-01-02 11:04:05"},"repository":{"repo_full_name":"A/b","region":"cn-x"}}`,
+		`{"push_data":{"tag":"1","pushed_at":"0000-01-01 00:00:00"},"repository":{"repo_full_name":"a/b"}}`,
 		`{"specversion":"1.0","type":"cr:Artifact:PushCompleted","data":{"RepoName":"a"}}`)
 }
 
 func FuzzICR(f *testing.F) {
-	fuzzKind(f, "ibm-icr", http.Header{}, `{"action":"container-registry.image.push","outcome":"success","target":{"name":"de.icr.io/a/b:1"}}`, `[{},7]`)
+	fuzzKind(f, "ibm-icr", http.Header{}, `{"action":"container-registry.image.push","outcome":"success","target":{"name":"de.icr.io/a/b:1"}}`, `[{},7]`,
+		`{"action":"container-registry.image.push","outcome":"success","eventTime":"9999-12-31T23:59:59-0100","target":{"name":"de.icr.io/a/b:1"}}`)
 }
 
 func FuzzMirantis(f *testing.F) {

@@ -3,6 +3,7 @@ package hook
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 )
 
@@ -31,7 +32,7 @@ type distributionEvent struct {
 		Host string `json:"host"`
 	} `json:"request"`
 	Actor struct {
-		Name string `json:"name"` // GitLab adds "user", which holds a token: never read
+		Name string `json:"name"` // GitLab adds "user", which holds a token: never read, see blankUsers
 	} `json:"actor"`
 }
 
@@ -135,3 +136,10 @@ func (in *distributionEvent) deletion(e Event) Event {
 	}
 	return e
 }
+
+// userField is the field "user", whose text may be cut off with the body.
+var userField = regexp.MustCompile(`("user"\s*:\s*)"(?:[^"\\]|\\.)*"?`)
+
+// blankUsers empties every field "user". It reads the text, so that it does the
+// same with a body that is no JSON.
+func blankUsers(body []byte) []byte { return userField.ReplaceAll(body, []byte(`${1}""`)) }

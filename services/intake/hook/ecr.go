@@ -79,7 +79,9 @@ func ecrEvents(req Request, raw []byte, depth int) ([]Event, error) {
 		return ecrEvents(req, []byte(*envelope.Body), depth-1)
 	case envelope.Type == "Notification" && envelope.TopicARN != "":
 		return ecrEvents(req, []byte(envelope.Message), depth-1)
-	case envelope.TopicARN != "": // confirmations; what is to be done was done by the authentication
+	case envelope.TopicARN != "" && envelope.Type == "SubscriptionConfirmation": // as a queue of another account gets it
+		return []Event{bad(unconfirmedSNS).finish(req, raw)}, nil
+	case envelope.TopicARN != "": // that a subscription has ended
 		return nil, nil
 	case envelope.SpecVersion != "":
 		return cloudEventStructured(req, raw, ecrCloudEvent)
@@ -118,7 +120,7 @@ func (in *ecrEvent) event() Event {
 		Time:       parseTime(in.Time),
 		DeliveryID: in.ID,
 	}
-	if !contracts.ValidDigest(e.Digest) { // some are cut short; the tag is resolved
+	if !contracts.ValidDigest(e.Digest) && in.Detail.ActionType != "DELETE" { // some are cut short; the tag is resolved
 		e.Digest = ""
 	}
 	shown := clean(in.DetailType, 64)
@@ -173,10 +175,11 @@ func (in *ecrEvent) kindOf(e Event) Event {
 // made of ECR's event: the account and region stand in the source, which is the
 // repository's ARN or a URN like it.
 func ecrCloudEvent(in *cloudEvent) (Event, error) {
-	e, err := in.event()
+	e, err := in.event("")
 	if err != nil {
 		return Event{}, err
 	}
+	e.DeliveryID = in.ID // EventBridge's, which is unique by itself
 	if part := strings.Split(in.Source, ":"); len(part) >= 6 && part[2] == "ecr" {
 		e.Registry = ecrHost(part[4], part[3])
 	}
@@ -222,11 +225,28 @@ func ecrHost(account, region string) string {
 	return account + ".dkr.ecr." + region + "." + domain
 }
 
-// ecrHandshake accepts the confirmations of SNS, which tell of no image. That a
-// subscription is confirmed is the affair of the authentication "sns".
+// ecrHostPattern are the hosts of a registry, those for FIPS and for both
+// families of addresses among them (docs.aws.amazon.com, Amazon ECR user guide,
+// "Making requests to Amazon ECR registries").
+var ecrHostPattern = regexp.MustCompile(`^([0-9]{12})\.dkr(?:\.ecr|-ecr)(?:-fips)?\.([a-z0-9-]+)\.`)
+
+// foreignECR: a registry is an account in a region, whichever of its hosts is
+// bound. A bound host that is none of them stands before one.
+func foreignECR(said, bound string) bool {
+	is, of := ecrHostPattern.FindStringSubmatch(said), ecrHostPattern.FindStringSubmatch(bound)
+	return is != nil && of != nil && (is[1] != of[1] || is[2] != of[2])
+}
+
+// unconfirmedSNS is what is left to be done where the authentication "sns",
+// which confirms subscriptions, is not used. Nothing proves whose URL it is.
+const unconfirmedSNS = "a subscription waits to be confirmed: open the SubscribeURL in this body by hand, or set auth.sns and let SNS ask again"
+
+// ecrHandshake accepts the confirmations of SNS, which tell of no image.
 func ecrHandshake(req Request) (Answer, bool) {
 	switch req.Header.Get("X-Amz-Sns-Message-Type") {
-	case "SubscriptionConfirmation", "UnsubscribeConfirmation":
+	case "SubscriptionConfirmation":
+		return Answer{Status: http.StatusOK, Left: unconfirmedSNS}, true
+	case "UnsubscribeConfirmation":
 		return Answer{Status: http.StatusOK}, true
 	}
 	return Answer{}, false

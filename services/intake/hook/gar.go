@@ -67,6 +67,14 @@ func first(texts ...string) string {
 	return ""
 }
 
+// foreignGAR: the hosts of both products say location and product, and an image
+// has one of them alone. A bound host that is none of them stands before one.
+func foreignGAR(said, bound string) bool { return said != "" && said != bound && isGARHost(bound) }
+
+func isGARHost(host string) bool {
+	return strings.HasSuffix(host, "-docker.pkg.dev") || host == "gcr.io" || strings.HasSuffix(host, ".gcr.io")
+}
+
 func (in *garNotification) event() Event {
 	var e Event
 	if ref, err := ParseReference(in.Digest); err == nil {

@@ -53,7 +53,8 @@ type Request struct {
 	Header http.Header
 	Body   []byte
 	// Registry is the host (and port) that the source is bound to. It goes
-	// before whatever host the payload names; empty: the payload's host counts.
+	// before whatever host the payload names, unless that is another registry of a
+	// vendor who names them surely; empty: the payload's host counts.
 	Registry string
 	// Mapper reads bodies of the kind "generic"; other kinds do without.
 	Mapper *Mapper
@@ -63,6 +64,9 @@ type Request struct {
 	// RepositoryKey is the one of those repositories that the source is about;
 	// empty: all of them.
 	RepositoryKey string
+
+	// foreign is that of the kind.
+	foreign func(said, bound string) bool
 }
 
 // The ways in which Artifactory and Nexus show the repositories that they have
@@ -176,6 +180,7 @@ func Decode(kind string, req Request) ([]Event, error) {
 	if !ok {
 		return nil, fmt.Errorf("%q: %w: it is none of %s", clean(kind, 64), ErrUnknownKind, strings.Join(KindNames(), ", "))
 	}
+	req.foreign = k.foreign
 	events, err := k.decode(req)
 	if err != nil {
 		return nil, fmt.Errorf("decode %s: %w", kind, err)
@@ -209,9 +214,13 @@ var saidDigest = regexp.MustCompile(`^sha256:[0-9a-f]{1,128}$`)
 // recognises tags that signatures use. raw is what the event was read from.
 func (e Event) finish(req Request, raw []byte) Event {
 	e.Registry = hostOf(e.Registry)
-	if req.Registry != "" {
+	if req.Registry != "" && (req.foreign == nil || !req.foreign(e.Registry, req.Registry)) {
 		e.Registry = req.Registry
 	}
+	if y := e.Time.UTC().Year(); y < 1 || y > 9999 { // such times have no JSON
+		e.Time = time.Time{}
+	}
+	named := e.Tag != "" || e.Digest != ""
 	if !contracts.ValidRepository(e.Repository) {
 		e.Repository = ""
 	}
@@ -230,6 +239,9 @@ func (e Event) finish(req Request, raw []byte) Event {
 	}
 	if !kept(e.Digest) {
 		e.Digest = ""
+	}
+	if e.Action == Delete && named && e.Tag == "" && e.Digest == "" { // else it would tell of the whole repository
+		e.Bad = "what was deleted is named by neither a tag nor a sha256 digest that can be right"
 	}
 	e.MediaType = clean(e.MediaType, maxMediaType)
 	e.Actor = clean(e.Actor, maxActor)

@@ -107,6 +107,14 @@ func TestDistribution(t *testing.T) {
 			`{"events":[{"target":{"repository":"a/b"}}]}`,
 			want{"ignore", "", "a/b", "", "", false, true},
 		},
+		"digest of another algorithm deleted, which is not the whole repository": {
+			`{"events":[{"action":"delete","target":{"repository":"a/b","digest":"sha512:` + strings.Repeat("a", 128) + `"}}]}`,
+			want{"delete", "", "a/b", "", "", false, true},
+		},
+		"tag that is none deleted": {
+			`{"events":[{"action":"delete","target":{"repository":"a/b","tag":"a b"}}]}`,
+			want{"delete", "", "a/b", "", "", false, true},
+		},
 		"repository deleted": {
 			`{"events":[{"action":"delete","target":{"repository":"a/b"},"request":{"host":"r.example"}}]}`,
 			want{"delete", "r.example", "a/b", "", "", false, false},
@@ -233,6 +241,28 @@ func TestCloudEvents(t *testing.T) {
 			structured("x.repository.created", "", `{"name":"a/b","repository":"a/b"}`),
 			want{"ignore", "", "a/b", "", "", false, false},
 		},
+		"push whose image is named in a way of its own": {
+			structured("x.image.pushed", "", `{"thing":{"path":"a/b","version":"1"}}`),
+			want{"push", "", "", "", "", false, false},
+		},
+		"push without a tag and a digest": {
+			structured("x.artifact.published", "", `{"repository":"a/b"}`),
+			want{"push", "", "a/b", "", "", false, false},
+		},
+		"delete whose image is named in a way of its own": {
+			structured("x.image.deleted", "", `{"thing":"a/b"}`),
+			want{"delete", "", "", "", "", false, false},
+		},
+		"project created":   {structured("x.project.created", "", `{"name":"a"}`), want{"ignore", "", "", "", "", false, false}},
+		"namespace deleted": {structured("x.namespace.deleted", "", `{"name":"a"}`), want{"ignore", "", "", "", "", false, false}},
+		"repository that begins with the host": {
+			structured("x.image.pushed", "", `{"repository":"ghcr.io/acme/app","tag":"1"}`),
+			want{"push", "ghcr.io", "acme/app", "1", "", false, false},
+		},
+		"repository that begins with host and port": {
+			structured("x.image.pushed", "acme/app:1", `{"repository":"reg:5000/acme/app"}`),
+			want{"push", "reg:5000", "acme/app", "1", "", false, false},
+		},
 		"signature tag": {
 			structured("x.image.pushed", "a/b:"+sigTag+".att", `{}`),
 			want{"ignore", "", "a/b", sigTag + ".att", "", true, false},
@@ -282,10 +312,134 @@ func TestCloudEventsModes(t *testing.T) {
 			if want := (want{"push", "r.example", "a/b", "1", digestA, false, false}); len(events) != 1 || got(events[0]) != want {
 				t.Fatalf("got %+v, want %+v", events, want)
 			}
-			if e := events[0]; e.DeliveryID != "id 1" || !e.Time.Equal(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)) {
+			if e := events[0]; e.DeliveryID != "/s id 1" || !e.Time.Equal(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)) {
 				t.Errorf("delivery id %q, time %s", e.DeliveryID, e.Time)
 			}
 		})
+	}
+}
+
+// TestCloudEventsIdentity: an id is unique within its source alone.
+func TestCloudEventsIdentity(t *testing.T) {
+	ids := map[string]string{}
+	long := strings.Repeat("x", 200)
+	for _, c := range [][2]string{{"/a", "1"}, {"/b", "1"}, {"/a", "2"}, {"/" + long, "1"}, {"/" + long, "2"}, {"", "1"}} {
+		data := `{"repository":"a/b","tag":"1"}`
+		structured := fmt.Sprintf(`{"specversion":"1.0","id":%q,"source":%q,"type":"x.image.pushed","time":"2026-01-02T03:04:05Z","data":%s}`, c[1], c[0], data)
+		binary := http.Header{
+			"Ce-Specversion": {"1.0"}, "Ce-Id": {c[1]}, "Ce-Source": {c[0]}, "Ce-Type": {"x.image.pushed"}, "Ce-Time": {"2026-01-02T03:04:05Z"},
+		}
+		for _, req := range []hook.Request{
+			{Header: http.Header{}, Body: []byte(structured)},
+			{Header: binary, Body: []byte(data)},
+		} {
+			events, err := hook.Decode("cloudevents", req)
+			if err != nil || len(events) != 1 {
+				t.Fatal(events, err)
+			}
+			id, named := events[0].DeliveryID, strings.Join(c[:], " ")
+			if other, ok := ids[id]; ok && other != named {
+				t.Errorf("%s and %s are both %q", other, named, id)
+			}
+			ids[id] = named
+		}
+	}
+	if len(ids) != 6 {
+		t.Errorf("%d ids of 6 events, each sent in two modes: %q", len(ids), ids)
+	}
+}
+
+// TestCloudEventsBound: of a source that is bound to a registry without a dot in
+// its name, the repository may begin with it all the same.
+func TestCloudEventsBound(t *testing.T) {
+	events, err := hook.Decode("cloudevents", hook.Request{Registry: "registry", Header: http.Header{}, Body: []byte(
+		`{"specversion":"1.0","id":"1","source":"/s","type":"x.image.pushed","data":{"repository":"registry/acme/app","tag":"1"}}`)})
+	if err != nil || len(events) != 1 || events[0].Registry != "registry" || events[0].Repository != "acme/app" {
+		t.Errorf("got %+v, %v", events, err)
+	}
+}
+
+// unwritable are times that there are, but not in JSON: in UTC their years have
+// a digit too many, or a sign.
+var unwritable = []string{"9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00+01:00"}
+
+// TestTimesWithoutJSON: a time that cannot be written is not said.
+func TestTimesWithoutJSON(t *testing.T) {
+	calls := []call{
+		{kind: "alibaba-acr", body: `{"push_data":{"tag":"1","pushed_at":"0000-01-01 00:00:00"},"repository":{"repo_full_name":"a/b"}}`},
+	}
+	for _, at := range unwritable {
+		short := strings.ReplaceAll(at[:len(at)-3]+at[len(at)-2:], "Z", "")
+		calls = append(calls,
+			call{kind: "distribution", body: `{"events":[{"id":"1","timestamp":"` + at + `","action":"push","target":{"repository":"a/b","tag":"1"}}]}`},
+			call{kind: "cloudevents", body: `{"specversion":"1.0","type":"x.image.pushed","subject":"a/b:1","time":"` + at + `"}`},
+			call{kind: "ibm-icr", body: `{"action":"container-registry.image.push","outcome":"success","eventTime":"` + short + `","target":{"name":"icr.io/a/b:1"}}`},
+			call{kind: "nexus", body: `{"timestamp":"` + short[:19] + ".000" + short[19:] + `","repositoryName":"r","action":"CREATED","component":{"format":"docker","name":"a/b","version":"1"}}`},
+		)
+	}
+	for _, c := range calls {
+		events, err := hook.Decode(c.kind, hook.Request{Header: http.Header{}, Body: []byte(c.body)})
+		if err != nil || len(events) != 1 {
+			t.Fatalf("%s: %v, %v", c.body, events, err)
+		}
+		if e := events[0]; e.Action != hook.Push || !e.Time.IsZero() {
+			t.Errorf("%s: %s at %s", c.body, e.Action, e.Time)
+		}
+	}
+}
+
+// TestForeignRegistry: what a vendor names surely is not renamed to the registry
+// that a source is bound to; whoever filters can see that it is another.
+func TestForeignRegistry(t *testing.T) {
+	ecr := `{"id":"1","detail-type":"ECR Image Action","source":"aws.ecr","account":"210987654321","region":"eu-central-1",
+		"detail":{"result":"SUCCESS","action-type":"PUSH","repository-name":"a","image-tag":"1"}}`
+	gar := `{"action":"INSERT","tag":"europe-west1-docker.pkg.dev/p/r/app:1"}`
+	const ecrHost, garHost = "210987654321.dkr.ecr.eu-central-1.amazonaws.com", "europe-west1-docker.pkg.dev"
+	for _, c := range []struct{ kind, body, bound, want string }{
+		{"gar", gar, garHost, garHost},
+		{"gar", gar, "us-docker.pkg.dev", garHost},
+		{"gar", gar, "eu.gcr.io", garHost},
+		{"gar", gar, "gcr.io", garHost},
+		{"gar", gar, "proxy.example", "proxy.example"},
+		{"gar", `{"action":"INSERT","tag":"app:1"}`, garHost, garHost},
+		{"ecr", ecr, ecrHost, ecrHost},
+		{"ecr", ecr, "210987654321.dkr.ecr.us-east-1.amazonaws.com", ecrHost},
+		{"ecr", ecr, "111111111111.dkr.ecr.eu-central-1.amazonaws.com", ecrHost},
+		{"ecr", ecr, "210987654321.dkr-ecr.eu-central-1.on.aws", "210987654321.dkr-ecr.eu-central-1.on.aws"},
+		{"ecr", ecr, "210987654321.dkr.ecr-fips.eu-central-1.amazonaws.com", "210987654321.dkr.ecr-fips.eu-central-1.amazonaws.com"},
+		{"ecr", ecr, "proxy.example:5000", "proxy.example:5000"},
+		{"distribution", `{"events":[{"action":"delete","target":{"repository":"a"},"request":{"host":"` + garHost + `"}}]}`, "gcr.io", "gcr.io"},
+	} {
+		events, err := hook.Decode(c.kind, hook.Request{Registry: c.bound, Header: http.Header{}, Body: []byte(c.body)})
+		if err != nil || len(events) != 1 {
+			t.Fatalf("%+v: %v, %v", c, events, err)
+		}
+		if events[0].Registry != c.want {
+			t.Errorf("%s bound to %s: got %s, want %s", c.kind, c.bound, events[0].Registry, c.want)
+		}
+	}
+}
+
+// TestBlank: the token that GitLab puts into its events is in nothing that is kept.
+func TestBlank(t *testing.T) {
+	for _, name := range []string{"gitlab", "distribution"} {
+		kind, _ := hook.Find(name)
+		for body, want := range map[string]string{
+			`{"actor":{"name":"ci","user":"eyJ.token.x"}}`:              `{"actor":{"name":"ci","user":""}}`,
+			`{"actor":{"user" : "eyJ.to\"ken","name":"ci"},"x":"user"}`: `{"actor":{"user" : "","name":"ci"},"x":"user"}`,
+			`[{"user":"eyJ.token"},{"user":"eyJ.token"}]`:               `[{"user":""},{"user":""}]`,
+			`{"user_type":"build","useragent":"x"}`:                     `{"user_type":"build","useragent":"x"}`,
+			`{"actor":{"name":"ci","user":"eyJ.token cut off he`:        `{"actor":{"name":"ci","user":""`,
+			`{"actor":{"name":"ci","user":"eyJ.token cut off here\`:     `{"actor":{"name":"ci","user":""\`,
+		} {
+			if got := string(kind.Blank([]byte(body))); got != want {
+				t.Errorf("%s: got %s, want %s", name, got, want)
+			}
+		}
+	}
+	kind, _ := hook.Find("harbor")
+	if got := string(kind.Blank([]byte(`{"user":"x"}`))); got != `{"user":"x"}` {
+		t.Errorf("harbor: got %s", got)
 	}
 }
 
@@ -467,6 +621,9 @@ func checkDecoded(t *testing.T, kind string, req hook.Request) {
 		if _, err := json.Marshal(e.Contract()); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := json.Marshal(e.Time); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -475,6 +632,9 @@ func FuzzDistribution(f *testing.F) {
 		`","repository":"a/b","tag":"1.0","references":[{"mediaType":"x"}]},"request":{"host":"r.example:5000"},"actor":{"name":"ci"}}]}`))
 	f.Add([]byte(`{"events":[{"action":"delete","target":{"repository":"a/b","tag":"t"}},{"action":"rename"},7]}`))
 	f.Add([]byte(`{"events":null}`))
+	for _, at := range unwritable {
+		f.Add([]byte(`{"events":[{"id":"1","timestamp":"` + at + `","action":"push","target":{"repository":"a/b","tag":"1"}}]}`))
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		checkDecoded(t, "distribution", hook.Request{Header: http.Header{}, Body: body})
 	})
@@ -485,6 +645,7 @@ func FuzzCloudEvents(f *testing.F) {
 	f.Add("application/cloudevents-batch+json", "", "", []byte(`[{"specversion":"1.0","type":"x.image.deleted","data_base64":"e30="},{}]`))
 	f.Add("application/json", "1.0", "harbor.artifact.pushed", []byte(`{"repository":"a/b","tag":"sha256:1","image":"r.example/a/b:2"}`))
 	f.Add("text/plain", "", "", []byte("\xff\xfe"))
+	f.Add("", "", "", []byte(`{"specversion":"1.0","id":"1","source":"/s","type":"x.image.pushed","time":"`+unwritable[0]+`","data":{"repository":"r.example/a/b","tag":"1"}}`))
 	f.Fuzz(func(t *testing.T, contentType, version, typ string, body []byte) {
 		h := http.Header{"Content-Type": {contentType}}
 		if version != "" {

@@ -36,6 +36,13 @@ type Kind struct {
 	// kind whose registries have no repositories of their own.
 	PathMappings []string
 
+	// foreign says whether a host that a payload names is another registry of the
+	// vendor than the one that a source is bound to. nil: a payload's host proves
+	// nothing, since it is what the sender was called by.
+	foreign func(said, bound string) bool
+	// blank takes out of a body what nobody but the sender is to have; nil: there is nothing.
+	blank func([]byte) []byte
+
 	decode    func(Request) ([]Event, error)
 	signed    func(Request) []byte             // nil: the body
 	preflight func(http.Header) (Answer, bool) // nil: the kind has none
@@ -47,6 +54,8 @@ type Answer struct {
 	Status int
 	Header http.Header
 	Body   []byte
+	// Left is what is left to be done by a person who has the body. Empty: nothing.
+	Left string
 }
 
 // Kinds lists every kind of sender that can be decoded. deploy/registries.md
@@ -56,10 +65,10 @@ func Kinds() []Kind {
 	hub256 := Signature{Header: "X-Hub-Signature-256", Algorithm: "sha256", Prefix: "sha256="}
 	return []Kind{
 		// CNCF Distribution v2 and v3, and all that embed it.
-		{Name: "distribution", Says: all, decode: decodeDistribution},
+		{Name: "distribution", Says: all, decode: decodeDistribution, blank: blankUsers},
 		// GitLab's registry is a fork of Distribution; its envelope is the same
 		// and there is one action more.
-		{Name: "gitlab", Says: all, decode: decodeDistribution},
+		{Name: "gitlab", Says: all, decode: decodeDistribution, blank: blankUsers},
 		// Harbor 1.x and 2.x, both payload formats.
 		{
 			Name: "harbor", Says: Says{Registry: true, Tag: true, Digest: true, Actor: true, Time: true},
@@ -121,10 +130,10 @@ func Kinds() []Kind {
 		{
 			Name:   "ecr",
 			Says:   Says{Registry: true, Tag: true, Digest: true, MediaType: true, Time: true, DeliveryID: true},
-			decode: decodeECR, handshake: ecrHandshake,
+			decode: decodeECR, handshake: ecrHandshake, foreign: foreignECR,
 		},
 		// Google Artifact Registry and Container Registry by Pub/Sub.
-		{Name: "gar", Says: Says{Registry: true, Tag: true, Digest: true, Time: true, DeliveryID: true}, decode: decodeGAR},
+		{Name: "gar", Says: Says{Registry: true, Tag: true, Digest: true, Time: true, DeliveryID: true}, decode: decodeGAR, foreign: foreignGAR},
 		// Oracle Cloud Infrastructure Registry by OCI Events and Notifications.
 		{Name: "ocir", Says: Says{Tag: true, Digest: true, Time: true, DeliveryID: true}, decode: decodeOCIR},
 		// Alibaba Cloud Container Registry: triggers (which have no ids) and EventBridge.
@@ -165,6 +174,15 @@ func (k Kind) Signed(req Request) []byte {
 		return req.Body
 	}
 	return k.signed(req)
+}
+
+// Blank returns a body, or the beginning of one, as it may be kept: without the
+// secrets that the kind's senders put into it. It is not longer than before.
+func (k Kind) Blank(body []byte) []byte {
+	if k.blank == nil {
+		return body
+	}
+	return k.blank(body)
 }
 
 // Preflight answers an OPTIONS call by which a sender asks whether it may send.

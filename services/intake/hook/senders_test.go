@@ -594,6 +594,9 @@ func TestHandshakes(t *testing.T) {
 		ok   bool
 		body string
 	}{
+		"sns subscription":               {call{kind: "ecr", header: header("X-Amz-Sns-Message-Type", "SubscriptionConfirmation"), body: `{}`}, true, ""},
+		"sns end":                        {call{kind: "ecr", header: header("X-Amz-Sns-Message-Type", "UnsubscribeConfirmation"), body: `{}`}, true, ""},
+		"sns notification":               {call{kind: "ecr", header: header("X-Amz-Sns-Message-Type", "Notification"), body: `{}`}, false, ""},
 		"github ping":                    {call{kind: "ghcr", header: header("X-GitHub-Event", "ping"), body: `{"zen":"x"}`}, true, ""},
 		"github package":                 {call{kind: "ghcr", header: header("X-GitHub-Event", "package"), body: `{"zen":"x"}`}, false, ""},
 		"acr ping":                       {call{kind: "acr", body: `{"action":"ping"}`}, true, ""},
@@ -618,6 +621,9 @@ func TestHandshakes(t *testing.T) {
 				t.Fatal("no such kind")
 			}
 			answer, ok := kind.Handshake(hook.Request{Header: c.header, Body: []byte(c.call.body)})
+			if (answer.Left != "") != strings.HasPrefix(name, "sns subscription") {
+				t.Errorf("left %q", answer.Left)
+			}
 			if ok != c.ok || ok && answer.Status != http.StatusOK || string(answer.Body) != c.body {
 				t.Errorf("got %v, %d %s; want %v, 200 %s", ok, answer.Status, answer.Body, c.ok, c.body)
 			}
@@ -727,6 +733,11 @@ func addSeeds(f *testing.F, kind string) {
 		contentType, event := c.header.Get("Content-Type"), c.header.Get("X-GitHub-Event")
 		f.Add(contentType, event, c.req.PathMapping, []byte(c.body))
 		f.Add(contentType, event, "", []byte(c.body[:len(c.body)/2]))
+	}
+	for _, field := range []string{"timestamp", "updated_at", "created_at", "event_at", "eventTime", "time"} { // of one kind or another
+		for _, at := range unwritable {
+			f.Add("application/json", "package", "", []byte(`{"`+field+`":"`+at+`"}`))
+		}
 	}
 	f.Add("application/json", "ping", "", []byte(`{"action":"ping","meta":{"event_id":"ping"}}`))
 	f.Add("", "", "", []byte(base64.StdEncoding.EncodeToString([]byte{0, 255})))
