@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
+	"golang.org/x/time/rate"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
@@ -169,18 +170,31 @@ func (s *Intake) take(w http.ResponseWriter, r *http.Request, src *source, recei
 		o.status, o.reason = http.StatusNoContent, reasonIgnored
 		return o
 	}
-	if answer, ok := src.kind.Handshake(req); ok {
-		return o.greeted(answer)
-	}
 	// The sender may stop waiting; what it said is stored all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), s.cfg.AckTimeout)
 	defer cancel()
+	if answer, ok := src.kind.Handshake(req); ok {
+		if answer.Left != "" {
+			return s.leave(ctx, src, req, answer, o)
+		}
+		return o.greeted(answer)
+	}
 	return s.store(ctx, src, req, received, o)
 }
 
 // greeted returns the outcome of a handshake.
 func (o outcome) greeted(answer hook.Answer) outcome {
 	o.status, o.reason, o.header, o.body = answer.Status, reasonHandshake, answer.Header, answer.Body
+	return o
+}
+
+// leave answers a handshake and keeps its body for whoever is to finish it.
+func (s *Intake) leave(ctx context.Context, src *source, req hook.Request, answer hook.Answer, o outcome) outcome {
+	o.dead, o.err = 1, errors.New(answer.Left)
+	o = s.bury(ctx, src, req.Header, req.Body, reasonIncomplete, answer.Left, o)
+	if o.status == http.StatusAccepted {
+		o.status, o.header, o.body = answer.Status, answer.Header, answer.Body
+	}
 	return o
 }
 
@@ -197,6 +211,7 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 	}
 	var out []event.Event
 	var troubles, left []string
+	var charged []*rate.Reservation // for pushes, in the source's quota
 	repeated := map[string]int{}
 	for _, e := range events {
 		index := repeated[e.DeliveryID]
@@ -222,24 +237,36 @@ func (s *Intake) store(ctx context.Context, src *source, req hook.Request, recei
 			s.count(src, "filtered")
 			continue
 		}
-		ev, over, err := s.message(src, e, index, received)
-		if err != nil {
-			o.status, o.reason, o.err = http.StatusServiceUnavailable, reasonNotStored, err
-			return o
+		ev, err := s.message(src, e, index, received)
+		if err != nil { // and would be every time
+			troubles = append(troubles, err.Error())
+			o.dead++
+			s.count(src, "dead")
+			continue
 		}
 		if s.seen.has(ev.ID()) {
 			o.duplicates++
 			s.count(src, "duplicate")
 			continue
 		}
-		if over {
-			o.overQuota++
-			s.count(src, "over-quota")
+		if e.Action != hook.Delete && ev.Extensions()[contracts.ExtLane] == contracts.LaneFresh {
+			token := src.quota.ReserveN(received, 1)
+			if token.DelayFrom(received) == 0 {
+				charged = append(charged, token)
+			} else {
+				token.CancelAt(received)
+				ev.SetExtension(contracts.ExtLane, contracts.LaneBulk)
+				o.overQuota++
+				s.count(src, "over-quota")
+			}
 		}
 		out = append(out, ev)
 	}
 	if len(out) > 0 {
 		if err := s.out.Publish(ctx, out...); err != nil {
+			for _, token := range slices.Backward(charged) {
+				token.CancelAt(received) // the sender comes again with the same
+			}
 			o.status, o.reason, o.err = http.StatusServiceUnavailable, reasonNotStored, fmt.Errorf("publish: %w", err)
 			return o
 		}
@@ -304,6 +331,7 @@ func (s *Intake) count(src *source, outcome string) {
 // bury stores a body that says nothing usable, so that nothing is lost and the
 // sender does not send it for ever.
 func (s *Intake) bury(ctx context.Context, src *source, h http.Header, body []byte, code, reason string, o outcome) outcome {
+	body = src.kind.Blank(body)
 	headers := map[string]string{"source": src.id, "kind": src.Kind, "code": code, "delivery": o.deliveryID}
 	if t := h.Get("Content-Type"); len(t) <= 128 {
 		headers["content-type"] = t
@@ -317,8 +345,8 @@ func (s *Intake) bury(ctx context.Context, src *source, h http.Header, body []by
 }
 
 // message makes the event to publish. index tells events apart that share a
-// delivery id. over says that the source's quota put it into the bulk lane.
-func (s *Intake) message(src *source, e hook.Event, index int, received time.Time) (ev event.Event, over bool, err error) {
+// delivery id.
+func (s *Intake) message(src *source, e hook.Event, index int, received time.Time) (ev event.Event, err error) {
 	var at *time.Time
 	if !e.Time.IsZero() {
 		at = &e.Time
@@ -329,9 +357,6 @@ func (s *Intake) message(src *source, e hook.Event, index int, received time.Tim
 	}
 	if e.Hint != "" {
 		lane = contracts.LaneBulk
-	}
-	if lane == contracts.LaneFresh && !src.quota.AllowN(received, 1) {
-		lane, over = contracts.LaneBulk, true
 	}
 	if e.Action == hook.Delete {
 		ev, err = newEvent(contracts.ImageDeletedV1, e.Subject(), contracts.ImageDeleted{
@@ -346,7 +371,7 @@ func (s *Intake) message(src *source, e hook.Event, index int, received time.Tim
 		}, lane, received)
 	}
 	if err != nil {
-		return event.Event{}, false, err
+		return event.Event{}, err
 	}
 	bus.Key(&ev, e.Registry+"/"+e.Repository)
 	input := e.DeliveryID + "/" + strconv.Itoa(index)
@@ -355,7 +380,7 @@ func (s *Intake) message(src *source, e hook.Event, index int, received time.Tim
 		input += "/" + strconv.FormatInt(received.UnixNano(), 10)
 	}
 	ev.SetID(contracts.OutputID(Name, "/hooks/"+src.id, input, ev.Type(), ev.Subject()))
-	return ev, over, nil
+	return ev, nil
 }
 
 // Sources in the delivery log that are not configured ones.
@@ -390,6 +415,9 @@ func traceparent() string {
 	return "00-" + hex.EncodeToString(b[:16]) + "-" + hex.EncodeToString(b[16:]) + "-01"
 }
 
+// maxSubmission bounds the body of POST /v1/submit, in bytes.
+const maxSubmission = 64 << 10
+
 // submission is the body of POST /v1/submit.
 type submission struct {
 	Ref string `json:"ref"` // registry/repository[:tag][@digest]; without both the tag is "latest"
@@ -410,7 +438,7 @@ func (s *Intake) serveSubmit(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(o.status)
 		_ = json.NewEncoder(w).Encode(reply) // the client is gone if this fails
-	case o.status == http.StatusBadRequest:
+	case o.status == http.StatusBadRequest, o.status == http.StatusRequestEntityTooLarge:
 		http.Error(w, o.err.Error(), o.status) // says what is wrong with the request, nothing of ours
 	default:
 		w.WriteHeader(o.status)
@@ -432,8 +460,12 @@ func (s *Intake) submit(w http.ResponseWriter, r *http.Request, o *outcome) *Sub
 		return end(http.StatusUnauthorized, reasonRefused, nil)
 	}
 	o.known = true
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
-	if err != nil {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxSubmission))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return end(http.StatusRequestEntityTooLarge, reasonTooLarge, fmt.Errorf("the body is over %d bytes", maxSubmission))
+	case err != nil:
 		return end(http.StatusBadRequest, reasonBrokenOff, fmt.Errorf("read body: %w", err))
 	}
 	o.bytes = len(body)

@@ -702,6 +702,123 @@ func TestLanes(t *testing.T) {
 	})
 }
 
+// TestQuotaIsForNewPushes: what is sent again, what could not be stored and what
+// was deleted cost nothing.
+func TestQuotaIsForNewPushes(t *testing.T) {
+	src := openSource()
+	src.Quota = 2
+	s, m := start(t, src)
+	now := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+	s.now = func() time.Time { return now }
+	deletion := []byte(`{"events":[{"id":"d","action":"delete","target":{"repository":"a","tag":"1"}},
+		{"id":"e","action":"delete","target":{"repository":"a","tag":"2"}},{"id":"f","action":"delete","target":{"repository":"a","tag":"3"}}]}`)
+	m.fail = func(context.Context) error { return errors.New("no broker") }
+	for range 5 {
+		if w := call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1")); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("without Kafka: got %d, want 503", w.Code)
+		}
+	}
+	m.fail = nil
+	call(s, http.MethodPost, "/hooks/s", nil, deletion)
+	for range 5 {
+		call(s, http.MethodPost, "/hooks/s", nil, push("1", "a", "1"))
+	}
+	call(s, http.MethodPost, "/hooks/s", nil, push("2", "a", "2"))
+	call(s, http.MethodPost, "/hooks/s", nil, push("3", "a", "3"))
+	var got []string
+	for _, ev := range m.events {
+		got = append(got, ev.Extensions()[contracts.ExtLane].(string))
+	}
+	if want := []string{"fresh", "fresh", "fresh", "fresh", "fresh", "bulk"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("three deletions and three pushes go as %v, want %v", got, want)
+	}
+}
+
+// TestTimesWithoutJSON: a time that no event can hold does not make a sender
+// come again for ever, and what makes no event at all is set aside.
+func TestTimesWithoutJSON(t *testing.T) {
+	s, m := start(t, openSource())
+	body := bytes.Replace(push("1", "a", "1"), []byte("2026-01-02T03:04:05Z"), []byte("9999-12-31T23:59:59-01:00"), 1)
+	if w := call(s, http.MethodPost, "/hooks/s", nil, body); w.Code != http.StatusAccepted {
+		t.Errorf("got %d, want 202", w.Code)
+	}
+	if p := m.pushes(t); len(p) != 1 || p[0].OccurredAt != nil {
+		t.Errorf("got %+v", p)
+	}
+	s.now = func() time.Time { return time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) } // our own cannot be left out
+	if w := call(s, http.MethodPost, "/hooks/s", nil, push("2", "a", "2")); w.Code != http.StatusAccepted {
+		t.Errorf("no event can be made: got %d, want 202", w.Code)
+	}
+	if len(m.events) != 1 || len(m.letters) != 1 || !strings.Contains(m.letters[0].reason, "encode data of image.pushed.v1") {
+		t.Errorf("got %d events and %+v", len(m.events), m.letters)
+	}
+}
+
+// TestTokenOfGitLab is in no dead letter: whoever may read those must not act as
+// the user who pushed.
+func TestTokenOfGitLab(t *testing.T) {
+	src := openSource()
+	src.Kind = "gitlab"
+	s, m := start(t, src)
+	whole := `{"events":[{"id":"1","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","repository":"a"},
+		"actor":{"name":"ci","user_type":"personal_access_token","user":"eyJhbGciOi.eyJ1c2VyX2luZm8i.c2lnbmF0dXJl"}}]}`
+	for _, body := range []string{whole, whole[:len(whole)-20]} { // an incomplete event, and a body that is cut off
+		m.letters = nil
+		if w := call(s, http.MethodPost, "/hooks/s", nil, []byte(body)); w.Code != http.StatusAccepted {
+			t.Errorf("got %d, want 202", w.Code)
+		}
+		if len(m.letters) != 1 || !bytes.Contains(m.letters[0].body, []byte(`"name":"ci"`)) {
+			t.Fatalf("got %+v", m.letters)
+		}
+		l := m.letters[0]
+		if text := fmt.Sprintf("%s %s %v %s", l.topic, l.reason, l.headers, l.body); strings.Contains(text, "eyJ") || strings.Contains(text, "c2ln") {
+			t.Errorf("the letter holds the token: %s", text)
+		}
+	}
+}
+
+// TestOtherRegistry: an event of a topic that tells of several registries is
+// not about the one that the source is bound to.
+func TestOtherRegistry(t *testing.T) {
+	s, m := start(t, Source{Kind: "gar", Registry: "europe-west1-docker.pkg.dev", Auth: Auth{None: true}})
+	var got delivery
+	s.record = func(d delivery) { got = d }
+	for host, want := range map[string]string{"europe-west1-docker.pkg.dev": reasonStored, "us-docker.pkg.dev": reasonFiltered} {
+		m.events = nil
+		body := []byte(`{"action":"INSERT","tag":"` + host + `/p/r/app:1"}`)
+		if w := call(s, http.MethodPost, "/hooks/s", nil, body); w.Code != http.StatusAccepted || got.reason != want {
+			t.Errorf("%s: got %d, %+v", host, w.Code, got)
+		}
+		if (len(m.events) == 1) != (want == reasonStored) || len(m.letters) != 0 {
+			t.Errorf("%s: %d events, %d letters", host, len(m.events), len(m.letters))
+		}
+		if want == reasonFiltered && (!strings.Contains(got.trouble, "bound to registry europe-west1-docker.pkg.dev") || !strings.Contains(got.trouble, host)) {
+			t.Errorf("the log says %q", got.trouble)
+		}
+	}
+}
+
+func TestConfigValidate(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"the defaults":                     {func(*Config) {}, ""},
+		"as much as a dead letter":         {func(c *Config) { c.MaxBody = bus.MaxDeadLetterBytes }, ""},
+		"more than a dead letter can hold": {func(c *Config) { c.MaxBody = bus.MaxDeadLetterBytes + 1 }, "maxBody 4194305 is not 1 to 4194304"},
+		"no body":                          {func(c *Config) { c.MaxBody = 0 }, "maxBody 0"},
+	} {
+		cfg := DefaultConfig()
+		c.change(&cfg)
+		if err := cfg.Validate(); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if advice := reasonOf(reasonTooLarge).Do; !strings.Contains(advice, fmt.Sprint(bus.MaxDeadLetterBytes)) {
+		t.Errorf("what to do about a body that is too large does not name the limit: %s", advice)
+	}
+}
+
 func TestPaths(t *testing.T) {
 	src := openSource()
 	src.Paths = []string{"team-a/", "shared/base"}
@@ -817,7 +934,7 @@ func TestSubmit(t *testing.T) {
 		`{"ref":""}`:                                    {http.StatusBadRequest, ""},
 		`{"ref":"r.example/a:1","lane":"bulk"}`:         {http.StatusBadRequest, ""},
 		`x`:                                             {http.StatusBadRequest, ""},
-		`{"ref":"r.example/a:` + strings.Repeat("x", 70000) + `"}`: {http.StatusBadRequest, ""},
+		`{"ref":"r.example/a:` + strings.Repeat("x", 70000) + `"}`: {http.StatusRequestEntityTooLarge, ""},
 	} {
 		m.events = nil
 		w := call(s, http.MethodPost, "/v1/submit", admin(), []byte(body))

@@ -192,7 +192,13 @@ func checkSharedSample(t *testing.T, s sharedSample) {
 		t.Errorf("the answer says %q", w.Body)
 	}
 	checkPublished(t, m, bound(s.meta.Events, src.Registry))
-	checkLetters(t, m, s.meta.Events, src.Registry)
+	if s.kind == "ecr" && s.name == "sns-subscription-confirmation" {
+		if len(m.letters) != 1 || !strings.Contains(m.letters[0].reason, "open the SubscribeURL") {
+			t.Errorf("letters %+v, want one for whoever is to confirm the subscription", m.letters)
+		}
+	} else {
+		checkLetters(t, m, s.meta.Events, src.Registry)
+	}
 
 	// The same call again is published again only if nothing in it can tell it from a later push.
 	published, unnamed := len(m.events), 0

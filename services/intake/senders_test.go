@@ -1,6 +1,9 @@
 package intake
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -55,6 +58,35 @@ func TestEventGridHandshakes(t *testing.T) {
 		if w.Code != c.want || (w.Code == http.StatusOK) != (w.Header().Get("WebHook-Allowed-Origin") == c.origin && c.origin != "") {
 			t.Errorf("%s: got %d, %v, want %d", name, w.Code, w.Header(), c.want)
 		}
+	}
+}
+
+// TestUnconfirmedSubscription: without auth.sns nobody confirms it but a person,
+// who must be told and finds the URL in the dead letters.
+func TestUnconfirmedSubscription(t *testing.T) {
+	src := Source{Kind: "ecr", AnyRegistry: true, Auth: Auth{Query: &QueryAuth{Name: "token", ValueFile: file(t, "secret")}}}
+	s, m := start(t, src)
+	var got delivery
+	s.record = func(d delivery) { got = d }
+	body := []byte(`{"Type":"SubscriptionConfirmation","TopicArn":"arn:aws:sns:eu-central-1:210987654321:t","SubscribeURL":"https://sns.eu-central-1.amazonaws.com/?Token=1"}`)
+	post := func(typ string) int {
+		return call(s, http.MethodPost, "/hooks/s?token=secret", http.Header{"X-Amz-Sns-Message-Type": {typ}}, body).Code
+	}
+	if status := post("SubscriptionConfirmation"); status != http.StatusOK {
+		t.Errorf("got %d, want 200", status)
+	}
+	if len(m.letters) != 1 || !bytes.Equal(m.letters[0].body, body) || !strings.Contains(m.letters[0].reason, "open the SubscribeURL in this body by hand") {
+		t.Errorf("letters %+v", m.letters)
+	}
+	if !reasonOf(got.reason).Failure || !strings.Contains(got.trouble, "auth.sns") || got.dead != 1 {
+		t.Errorf("the log says %+v", got)
+	}
+	m.fail = func(context.Context) error { return errors.New("no broker") }
+	if status := post("SubscriptionConfirmation"); status != http.StatusServiceUnavailable {
+		t.Errorf("without Kafka: got %d, want 503", status)
+	}
+	if status := post("UnsubscribeConfirmation"); status != http.StatusOK || got.reason != reasonHandshake {
+		t.Errorf("got %d, %+v", status, got)
 	}
 }
 

@@ -22,8 +22,9 @@ type Sources map[string]Source
 type Source struct {
 	// Kind of what it sends: one of hook.Kinds.
 	Kind string `yaml:"kind"`
-	// Registry is the host[:port] the source is bound to: its events are about
-	// this registry, whatever they name.
+	// Registry is the host[:port] the source is bound to: its events are about this
+	// registry, whatever they name. Those of the kinds ecr and gar that name another
+	// one of the vendor are left out.
 	Registry string `yaml:"registry"`
 	// AnyRegistry lets the payload name the registry; only registries of the
 	// configuration are ever connected to.
@@ -52,8 +53,8 @@ type Source struct {
 	Mapping *hook.Mapping `yaml:"mapping"`
 	// Lane of its pushes: "fresh" (default) or "bulk".
 	Lane string `yaml:"lane"`
-	// Quota is how many events a minute may go in its lane; what is over goes in
-	// the bulk lane. 0: no bound.
+	// Quota is how many pushes a minute, ones that were not sent before, may go in its
+	// lane; what is over goes in the bulk lane. 0: no bound.
 	Quota int `yaml:"quota"`
 	// Origins are allowed to make a CloudEvents handshake without authentication,
 	// for senders that cannot authenticate it.
