@@ -295,7 +295,7 @@ func TestExpiryMeetsARenewal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer renewal.Rollback() //nolint:errcheck // committed below
+	defer renewal.Rollback()
 	if _, err := renewal.ExecContext(ctx, "UPDATE blobs SET touched_at = $1", time.Now().UnixMilli()); err != nil {
 		t.Fatal(err)
 	}
