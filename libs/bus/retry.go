@@ -131,7 +131,7 @@ func (w *work) readAgain(p position, v *window, i int) bool {
 	f := &fetcher{b: w.c.b, queues: []*queue{at}}
 	for attempt := 0; ; attempt++ {
 		err := f.fetch(w.stop, f.queues, fetchWait)
-		if err == nil && at.next > v.events[i].offset {
+		if err == nil && at.next != v.events[i].offset { // before it: the log is another one
 			break
 		}
 		if w.stop.Err() != nil {
@@ -143,7 +143,7 @@ func (w *work) readAgain(p position, v *window, i int) bool {
 		}
 	}
 	if !v.fill(i, at.take(math.MaxInt), time.Now()) {
-		w.c.b.log.ErrorContext(w.stop, "a deferred event was lost to retention before it was due",
+		w.c.b.log.ErrorContext(w.stop, "a deferred event is gone from Kafka before it was due",
 			"topic", p.topic, "partition", p.partition, "offset", v.events[i].offset)
 	}
 	return true
