@@ -119,8 +119,9 @@ const (
 	CauseStatement = "statement"
 )
 
-// ImageDeleted is the hint that a tag or a manifest was deleted; planner
-// confirms it. Subject and key as for ImagePushed.
+// ImageDeleted is the hint that a tag or a manifest was deleted, which planner
+// confirms, or, where neither is named, the whole repository, in which the
+// sweeper finds what is gone. Subject and key as for ImagePushed.
 type ImageDeleted struct {
 	Source     string     `json:"source"`
 	Registry   string     `json:"registry"`
