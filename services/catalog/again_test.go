@@ -210,7 +210,7 @@ func TestRematchAPI(t *testing.T) {
 	f := newFixture(t)
 	im := img("a", "1")
 	f.handle(f.assembled(im, contracts.Inventory{Packages: npmPackages("lodash")}), f.attested(im, 1))
-	api := f.s.API(func() (string, error) { return "secret", nil })
+	api := f.s.API(func() ([]string, error) { return []string{"secret"}, nil })
 	call := func(method, path, token, body string) (int, string) {
 		req := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
 		req.Header.Set("Authorization", "Bearer "+token)

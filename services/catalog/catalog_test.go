@@ -524,3 +524,81 @@ func BenchmarkVerdicts(b *testing.B) {
 	}
 	b.ReportMetric(float64(n/2)/b.Elapsed().Seconds(), "images/s")
 }
+
+// TestProblemsCloseOnEvidence: a problem is closed by a scan that saw as much as
+// the one that found it, not by one that is under way, failed or saw less.
+func TestProblemsCloseOnEvidence(t *testing.T) {
+	v := vuln("CVE-1", "lodash", "4.17.4", contracts.SeverityHigh, "4.17.11")
+	const opened = "finding.opened.v1 lodash fixable r1 high 4.17.4 → 4.17.11 (1)"
+	const closed = "finding.closed.v1 lodash fixable r2 high 4.17.4 → 4.17.11 (0)"
+	old, next := img("a", "old"), img("a", "next")
+	archive := contracts.Gap{Layer: dig("layer 1"), Path: "srv/app.jar", Reason: "limit: nested too deep"}
+	sameArchive, other := archive, contracts.Gap{Layer: dig("layer 3"), Path: "srv/other.jar", Reason: "limit: nested too deep"}
+	sameArchive.Layer = dig("layer 2")
+	report := func(im contracts.Image, gaps []contracts.Gap, findings ...contracts.Finding) contracts.Report {
+		return contracts.Report{Digest: im.Digest, Kind: contracts.KindImage, Verdict: contracts.VerdictWarn, Gaps: gaps, Findings: findings}
+	}
+	begin := func(t *testing.T, gaps ...contracts.Gap) *fixture {
+		f := newFixture(t)
+		f.handle(f.observed("a", "latest", old.Digest), f.verdict(old, 1, report(old, gaps, v)))
+		expect(t, "found", f.said(), opened)
+		f.handle(f.observed("a", "latest", next.Digest))
+		expect(t, "a new image, not looked at yet", f.said())
+		f.handle(f.planned(next, "l"))
+		expect(t, "planned", f.said())
+		return f
+	}
+	t.Run("a complete scan", func(t *testing.T) {
+		f := begin(t)
+		f.handle(f.attested(next, 1))
+		expect(t, "not there", f.said(), closed)
+	})
+	t.Run("still there", func(t *testing.T) {
+		f := begin(t)
+		f.handle(f.attested(next, 1, v))
+		expect(t, "in the next image", f.said(), "finding.changed.v1 lodash fixable r2 high 4.17.4 → 4.17.11 (1)")
+	})
+	t.Run("a scan that saw less", func(t *testing.T) {
+		f := begin(t)
+		f.handle(f.verdict(next, 1, report(next, []contracts.Gap{archive})))
+		expect(t, "with a gap", f.said())
+		f.handle(f.verdict(next, 1, report(next, nil)))
+		expect(t, "without", f.said(), closed)
+	})
+	t.Run("a gap that was there before", func(t *testing.T) {
+		f := begin(t, archive)
+		f.handle(f.verdict(next, 1, report(next, []contracts.Gap{sameArchive, other})))
+		expect(t, "and another one", f.said())
+		f.handle(f.verdict(next, 1, report(next, []contracts.Gap{sameArchive})))
+		expect(t, "the same one", f.said(), closed)
+	})
+	t.Run("a gap that came while it was found", func(t *testing.T) {
+		f := begin(t)
+		f.handle(f.verdict(next, 1, report(next, []contracts.Gap{archive}, v)))
+		f.said()
+		f.handle(f.verdict(next, 1, report(next, []contracts.Gap{archive})))
+		expect(t, "the same one", f.said(), strings.Replace(closed, "r2", "r3", 1))
+	})
+	t.Run("a gap of another image", func(t *testing.T) {
+		f := newFixture(t)
+		f.handle(f.observed("a", "1", old.Digest), f.verdict(old, 1, report(old, nil, v)),
+			f.observed("a", "2", next.Digest), f.verdict(next, 1, report(next, []contracts.Gap{archive})))
+		f.said()
+		f.handle(f.observed("a", "1", ""))
+		expect(t, "which may hide it", f.said())
+	})
+	t.Run("a scan that failed", func(t *testing.T) {
+		f := begin(t)
+		f.handle(f.event("analyzer", contracts.ImageFailedV1, next.String(), contracts.ImageFailed{
+			Registry: next.Registry, Repository: next.Repository, Digest: next.Digest, Stage: "analyzer",
+		}), f.observed("a", "other", ""))
+		expect(t, "failed", f.said())
+		f.handle(f.observed("a", "latest", ""))
+		expect(t, "the tag is gone", f.said(), closed)
+	})
+	t.Run("a tag of no image", func(t *testing.T) {
+		f := begin(t)
+		f.handle(f.event("planner", contracts.ImageUnsupportedV1, next.String(), contracts.ImageUnsupported{Image: next, Reason: "helm-chart"}))
+		expect(t, "unsupported", f.said(), closed)
+	})
+}

@@ -26,6 +26,9 @@ const (
 	maxImages          = 100
 )
 
+// maxGaps bounds the gaps that a summary lists.
+const maxGaps = 1000
+
 // Groups of problems: what an update mends, and what it does not.
 const (
 	groupFixable = "fixable"
@@ -45,6 +48,7 @@ type summary struct {
 	Counts   contracts.Counts `json:"counts"`
 	Lags     []contracts.Lag  `json:"lags,omitempty"`
 	Findings []finding        `json:"findings,omitempty"`
+	Gaps     []string         `json:"gaps,omitempty"` // what could not be looked at, sorted
 }
 
 // finding is one vulnerability of one package version.
@@ -82,6 +86,11 @@ func summaryOf(r contracts.Report) summary {
 			Severity: f.Severity, KEV: f.KEV, Fixed: f.Fixed,
 		})
 	}
+	gaps := map[string]bool{}
+	for _, g := range r.Gaps {
+		gaps[strings.TrimPrefix(g.Path+": "+g.Reason, ": ")] = true // in whatever layer: another build has others
+	}
+	s.Gaps = limited(slices.Sorted(maps.Keys(gaps)), maxGaps)
 	return s
 }
 
@@ -149,11 +158,19 @@ func problemKey(owner, ecosystem, pkg, group string) string {
 	return contracts.JoinID("problem", owner, contracts.DigestOf([]byte(ecosystem+"\x00"+pkg+"\x00"+group)))
 }
 
+// situation is what the current images of a repository suffer from.
+type situation struct {
+	problems map[string]*contracts.Problem // by key, without revision and times
+	gaps     map[string][]string           // by problem: what could not be looked at where it was found, sorted
+	hidden   map[string]bool               // what could not be looked at in any of the images, and images that failed
+	pending  bool                          // a tag points at an image that has not come to its end
+}
+
 // problems compares what the current images of a repository suffer from with
 // what was announced, and announces the difference.
 func (b *batch) problems(ctx context.Context, d dirtying) error {
 	owner := d.registry + "/" + d.repository
-	wanted, err := b.wanted(ctx, d)
+	now, err := b.situation(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -161,31 +178,88 @@ func (b *batch) problems(ctx context.Context, d dirtying) error {
 	if err != nil {
 		return err
 	}
-	keys := slices.Sorted(maps.Keys(wanted))
-	for key := range known {
-		if wanted[key] == nil {
+	keys := slices.Sorted(maps.Keys(now.problems))
+	for key, k := range known {
+		if now.problems[key] == nil && !now.mayHide(k) {
 			keys = append(keys, key)
 		}
 	}
 	slices.Sort(keys)
 	for _, key := range keys {
-		if err := b.compare(ctx, d, known[key], wanted[key]); err != nil {
+		if err := b.compare(ctx, d, known[key], now.problems[key], now.gaps[key]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// wanted returns the problems that the current images have, by key, without
-// revision and times.
-func (b *batch) wanted(ctx context.Context, d dirtying) (map[string]*contracts.Problem, error) {
+// mayHide says whether a problem that is not found may be there all the same:
+// in an image that is still being looked at, or behind something that could be
+// looked at, or was not there, when the problem was found last. Only a scan that
+// saw at least as much is evidence that it is gone.
+func (s *situation) mayHide(k *knownProblem) bool {
+	if s.pending {
+		return true
+	}
+	for gap := range s.hidden {
+		if k.gaps != nil && !slices.Contains(k.gaps, gap) {
+			return true
+		}
+	}
+	return false
+}
+
+// situation returns what the current images suffer from.
+func (b *batch) situation(ctx context.Context, d dirtying) (*situation, error) {
+	images, err := b.reported(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	s := &situation{problems: map[string]*contracts.Problem{}, gaps: map[string][]string{}, hidden: map[string]bool{}}
+	if err := b.unreported(ctx, d, s); err != nil {
+		return nil, err
+	}
+	failed := slices.Collect(maps.Keys(s.hidden))
+	owner := d.registry + "/" + d.repository
+	groups := map[string]*collected{}
+	for report, digests := range images {
+		sum, err := b.summary(ctx, report)
+		if err != nil {
+			return nil, err
+		}
+		for _, gap := range sum.Gaps {
+			s.hidden[gap] = true
+		}
+		for _, f := range sum.Findings {
+			key := problemKey(owner, f.Ecosystem, f.Package, f.group())
+			if groups[key] == nil {
+				groups[key] = &collected{images: map[string]bool{}, reports: map[string][]string{}}
+			}
+			groups[key].findings = append(groups[key].findings, f)
+			groups[key].reports[report] = sum.Gaps
+			for _, digest := range digests {
+				groups[key].images[owner+"@"+digest] = true
+			}
+		}
+	}
+	for key, c := range groups {
+		s.problems[key] = c.problem(key, owner)
+		gaps := slices.Concat(append(slices.Collect(maps.Values(c.reports)), failed)...)
+		slices.Sort(gaps)
+		s.gaps[key] = slices.Compact(gaps)
+	}
+	return s, nil
+}
+
+// reported returns the digests of the current images by their reports.
+func (b *batch) reported(ctx context.Context, d dirtying) (map[string][]string, error) {
 	rows, err := b.tx.QueryContext(ctx, `SELECT i.digest, i.report FROM catalog_images i
 		WHERE i.registry = $1 AND i.repository = $2 AND i.report <> '' AND `+current+` ORDER BY i.digest`, d.registry, d.repository)
 	if err != nil {
 		return nil, fmt.Errorf("read current images: %w", err)
 	}
 	defer rows.Close()
-	images := map[string][]string{} // report → digests
+	images := map[string][]string{}
 	for rows.Next() {
 		var digest, report string
 		if err := rows.Scan(&digest, &report); err != nil {
@@ -196,29 +270,34 @@ func (b *batch) wanted(ctx context.Context, d dirtying) (map[string]*contracts.P
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("read current images: %w", err)
 	}
-	owner := d.registry + "/" + d.repository
-	groups := map[string]*collected{}
-	for report, digests := range images {
-		sum, err := b.summary(ctx, report)
-		if err != nil {
-			return nil, err
+	return images, nil
+}
+
+// unreported notes the images that tags point at and of which nothing is known.
+func (b *batch) unreported(ctx context.Context, d dirtying, s *situation) error {
+	rows, err := b.tx.QueryContext(ctx, `SELECT t.digest, COALESCE(i.state, '') FROM catalog_tags t
+		LEFT JOIN catalog_images i ON i.registry = t.registry AND i.repository = t.repository AND i.digest = t.digest
+		WHERE t.registry = $1 AND t.repository = $2 AND t.digest <> '' AND COALESCE(i.report, '') = ''`, d.registry, d.repository)
+	if err != nil {
+		return fmt.Errorf("read images without a report: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var digest, state string
+		if err := rows.Scan(&digest, &state); err != nil {
+			return fmt.Errorf("read images without a report: %w", err)
 		}
-		for _, f := range sum.Findings {
-			key := problemKey(owner, f.Ecosystem, f.Package, f.group())
-			if groups[key] == nil {
-				groups[key] = &collected{images: map[string]bool{}}
-			}
-			groups[key].findings = append(groups[key].findings, f)
-			for _, digest := range digests {
-				groups[key].images[owner+"@"+digest] = true
-			}
+		switch {
+		case state == StateFailed:
+			s.hidden[digest] = true
+		case !IsEnd(state):
+			s.pending = true
 		}
 	}
-	problems := map[string]*contracts.Problem{}
-	for key, c := range groups {
-		problems[key] = c.problem(key, owner)
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read images without a report: %w", err)
 	}
-	return problems, nil
+	return nil
 }
 
 func (b *batch) summary(ctx context.Context, report string) (summary, error) {
@@ -279,6 +358,7 @@ func (c *summaryCache) put(report string, s summary) {
 type collected struct {
 	findings []finding
 	images   map[string]bool
+	reports  map[string][]string // gaps by report
 }
 
 func (c *collected) problem(key, owner string) *contracts.Problem {
@@ -406,20 +486,26 @@ func major(version string) string {
 type knownProblem struct {
 	content string
 	problem contracts.Problem
+	gaps    []string // of the last time it was found; nil: not kept then
 }
 
 func (b *batch) known(ctx context.Context, owner string) (map[string]*knownProblem, error) {
-	rows, err := b.tx.QueryContext(ctx, `SELECT problem, content, data FROM catalog_problems WHERE owner = $1`, owner)
+	rows, err := b.tx.QueryContext(ctx, `SELECT problem, content, data, gaps FROM catalog_problems WHERE owner = $1`, owner)
 	if err != nil {
 		return nil, fmt.Errorf("read problems: %w", err)
 	}
 	defer rows.Close()
 	known := map[string]*knownProblem{}
 	for rows.Next() {
-		var key, data string
+		var key, data, gaps string
 		k := new(knownProblem)
-		if err := rows.Scan(&key, &k.content, &data); err != nil {
+		if err := rows.Scan(&key, &k.content, &data, &gaps); err != nil {
 			return nil, fmt.Errorf("read problems: %w", err)
+		}
+		if gaps != "" {
+			if err := json.Unmarshal([]byte(gaps), &k.gaps); err != nil {
+				return nil, bus.Permanent(fmt.Errorf("decode gaps of problem %s: %w", key, err))
+			}
 		}
 		if err := json.Unmarshal([]byte(data), &k.problem); err != nil {
 			return nil, bus.Permanent(fmt.Errorf("decode problem %s: %w", key, err))
@@ -431,7 +517,8 @@ func (b *batch) known(ctx context.Context, owner string) (map[string]*knownProbl
 
 // compare announces the difference between what was said of a problem and what
 // is to be said. Only content counts: a revision means that something changed.
-func (b *batch) compare(ctx context.Context, d dirtying, known *knownProblem, wanted *contracts.Problem) error {
+// gaps is what could not be looked at where it is found now.
+func (b *batch) compare(ctx context.Context, d dirtying, known *knownProblem, wanted *contracts.Problem, gaps []string) error {
 	name := contracts.FindingChangedV1
 	p := contracts.Problem{OpenedAt: d.at}
 	switch {
@@ -456,7 +543,7 @@ func (b *batch) compare(ctx context.Context, d dirtying, known *knownProblem, wa
 	}
 	if known != nil {
 		if known.content == content {
-			return nil
+			return b.gapsOf(ctx, known, gaps)
 		}
 		p.Revision = known.problem.Revision
 	}
@@ -466,9 +553,13 @@ func (b *batch) compare(ctx context.Context, d dirtying, known *knownProblem, wa
 	if err != nil {
 		return bus.Permanent(fmt.Errorf("encode problem: %w", err))
 	}
-	_, err = b.exec(ctx, `INSERT INTO catalog_problems (problem, owner, state, content, data) VALUES ($1, $2, $3, $4, $5)
-		ON CONFLICT (problem) DO UPDATE SET state = excluded.state, content = excluded.content, data = excluded.data`,
-		p.Key, p.Owner, p.State, content, string(data))
+	seen, err := encodeGaps(gaps)
+	if err != nil {
+		return err
+	}
+	_, err = b.exec(ctx, `INSERT INTO catalog_problems (problem, owner, state, content, data, gaps) VALUES ($1, $2, $3, $4, $5, $6)
+		ON CONFLICT (problem) DO UPDATE SET state = excluded.state, content = excluded.content, data = excluded.data, gaps = excluded.gaps`,
+		p.Key, p.Owner, p.State, content, string(data), seen)
 	if err != nil {
 		return fmt.Errorf("store problem: %w", err)
 	}
@@ -483,6 +574,29 @@ func (b *batch) compare(ctx context.Context, d dirtying, known *knownProblem, wa
 		ev.SetExtension(contracts.ExtTraceparent, d.traceparent)
 	}
 	return enqueue(ctx, b.exec, ev)
+}
+
+// gapsOf keeps what could not be looked at where a problem was found again.
+func (b *batch) gapsOf(ctx context.Context, known *knownProblem, gaps []string) error {
+	if known.gaps != nil && slices.Equal(known.gaps, gaps) {
+		return nil
+	}
+	seen, err := encodeGaps(gaps)
+	if err != nil {
+		return err
+	}
+	if _, err := b.exec(ctx, `UPDATE catalog_problems SET gaps = $1 WHERE problem = $2`, seen, known.problem.Key); err != nil {
+		return fmt.Errorf("store gaps of problem: %w", err)
+	}
+	return nil
+}
+
+func encodeGaps(gaps []string) (string, error) {
+	encoded, err := json.Marshal(append([]string{}, gaps...)) // none is [], which is known, not null
+	if err != nil {
+		return "", bus.Permanent(fmt.Errorf("encode gaps: %w", err))
+	}
+	return string(encoded), nil
 }
 
 // contentOf returns the digest of what a problem says, whenever and in

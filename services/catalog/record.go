@@ -436,6 +436,7 @@ func unsupported(f *fact, d contracts.ImageUnsupported) {
 		_, _, err := b.update(ctx, d.Image, f.at, func(i *image) {
 			i.unsupported, i.source = max(i.unsupported, f.at.UnixNano()), d.Source
 		})
+		b.touch(*f, d.Image.Registry, d.Image.Repository) // nothing is waited for any more
 		return err
 	}
 }
