@@ -55,7 +55,7 @@ type Config struct {
 
 	RequireDigest   bool          `yaml:"requireDigest"`   // deny references without a digest; else tags are resolved
 	UnknownRegistry string        `yaml:"unknownRegistry"` // for registries that are not configured: deny, warn, admit
-	Missing         string        `yaml:"missing"`         // for images without any statement: deny, warn, submit
+	Missing         string        `yaml:"missing"`         // for images without any statement, which are submitted in any case: deny, warn, submit
 	Unavailable     string        `yaml:"unavailable"`     // when the registry did not answer in time: deny, warn, submit
 	Exempt          []string      `yaml:"exempt"`          // namespaces that are not looked at
 	Budget          time.Duration `yaml:"budget"`          // for everything outside of this process, a review

@@ -42,6 +42,9 @@ const (
 	// fetchTimeout bounds reading an image's statements from its registry, also
 	// when nobody waits for it any more.
 	fetchTimeout = 10 * time.Second
+	// absentFor is how long it is remembered that an image has no statement,
+	// unless one is announced: whoever was denied tries again and again.
+	absentFor = 20 * time.Second
 )
 
 // rejections say for each error why an image is refused and what to do.
@@ -62,7 +65,7 @@ var rejections = []struct {
 	{statement.ErrNoVerdictData, ReasonNoVerdict, "have it scanned with tidewaiter submit %s"},
 	{statement.ErrMalformed, ReasonMalformed, "have it scanned again with tidewaiter submit %s"},
 	{statement.ErrTooLarge, ReasonMalformed, "have it scanned again with tidewaiter submit %s"},
-	{statement.ErrNoStatement, ReasonMissing, "push it again or have it scanned with tidewaiter submit %s, then try again"},
+	{statement.ErrNoStatement, ReasonMissing, "a scan is asked for, try again in a minute; if it stays so, have it scanned with tidewaiter submit %s"},
 }
 
 // finding is the decision about one image.
@@ -132,7 +135,8 @@ func (g *Gatekeeper) resolve(ctx context.Context, ref registry.Ref) (string, err
 // lookup returns the statement that decides about an image, and whether the
 // registry was not asked. What is remembered is verified each time and answers
 // when it is genuine, valid and was looked for lately, whatever its verdict;
-// where the registry cannot be asked, also when it was not.
+// where the registry cannot be asked, also when it was not. That there is none
+// is remembered for a moment.
 func (g *Gatekeeper) lookup(ctx context.Context, image contracts.Image) (d statement.Decision, remembered bool, err error) {
 	key := image.String()
 	i := g.recall(ctx, key)
@@ -147,7 +151,14 @@ func (g *Gatekeeper) lookup(ctx context.Context, image contracts.Image) (d state
 			i.bundle = nil
 		}
 	}
+	if a, ok := g.absent.get(key); ok && known == nil && g.Now().Sub(a.fetched) < absentFor {
+		d, err = g.verify(ctx, image.Digest, nil, i.seen)
+		return d, true, err
+	}
 	found, foundErr := g.ask(ctx, image, known)
+	if errors.Is(foundErr, statement.ErrNoStatement) {
+		g.absent.put(key, item{bundle: &statement.Bundle{}, fetched: g.Now()})
+	}
 	if i.bundle != nil && transient(foundErr) {
 		return d, true, err
 	}
@@ -221,6 +232,7 @@ func (g *Gatekeeper) judged(image contracts.Image, d statement.Decision, err err
 		}
 		if f.Reason == ReasonMissing {
 			f = byRule(f, g.cfg.Missing)
+			f.submit = true
 		}
 	}
 	if d.Statement.HasVerdict {

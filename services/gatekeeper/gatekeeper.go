@@ -66,6 +66,7 @@ type Gatekeeper struct {
 	statements *flights[statement.Decision]
 	tags       *flights[string]
 	submitted  *memory
+	absent     *memory // images without a statement, and when that was seen
 	queue      *queue
 	metrics    *metrics
 	stop       context.CancelFunc
@@ -88,6 +89,7 @@ func New(cfg Config, d Deps) (*Gatekeeper, error) {
 		Deps: d, cfg: cfg, exempt: map[string]bool{}, stop: stop,
 		memory:     newMemory(cfg.CacheEntries, cfg.CacheBytes),
 		submitted:  newMemory(cfg.CacheEntries, cfg.CacheBytes),
+		absent:     newMemory(cfg.CacheEntries, cfg.CacheBytes),
 		statements: newFlights[statement.Decision](ctx), tags: newFlights[string](ctx),
 		metrics: newMetrics(d.Metrics),
 	}
@@ -144,7 +146,9 @@ func (g *Gatekeeper) Announced(in event.Event) {
 	if err != nil || a.Image.Validate() != nil {
 		return // Handle says so where it is committed
 	}
-	g.memory.due(a.Image.String(), statement.Seen{Sequence: a.Snapshot.Sequence, Time: a.SignedAt})
+	seen := statement.Seen{Sequence: a.Snapshot.Sequence, Time: a.SignedAt}
+	g.memory.due(a.Image.String(), seen)
+	g.absent.due(a.Image.String(), seen)
 }
 
 // stored returns the announced bundles that the database has.

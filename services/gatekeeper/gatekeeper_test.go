@@ -483,6 +483,7 @@ func TestAnnouncedForged(t *testing.T) {
 	}
 	w.expect(image.String(), false, ReasonMissing)
 	w.attest(image, contracts.VerdictPass, 100) // the forged sequence was not remembered
+	w.now = w.now.Add(absentFor)
 	w.expect(image.String(), true, ReasonVerified)
 
 	bad := announce(t, image, s)
@@ -607,7 +608,58 @@ func TestRules(t *testing.T) {
 		t.Errorf("dry run: %+v", answer)
 	}
 	w.attest(image, contracts.VerdictFail, 100)
+	w.now = w.now.Add(absentFor)
 	w.expect(image.String(), false, ReasonVerdict)
+}
+
+// TestUnknownImageIsSubmitted: whatever the rule, a scan is asked for, once.
+func TestUnknownImageIsSubmitted(t *testing.T) {
+	for rule, allowed := range map[string]bool{RuleDeny: false, RuleWarn: true, RuleSubmit: true} {
+		t.Run(rule, func(t *testing.T) {
+			w := newWorld(t, func(c *Config) { c.Missing = rule })
+			image := w.image("shop/cart")
+			pushes := 0
+			for range 3 {
+				if answer := w.ask(pod(image.String())); answer.Allowed != allowed {
+					t.Fatalf("answer %+v", answer)
+				}
+				for _, ev := range w.events() {
+					if ev.Type() == contracts.TypePrefix+contracts.ImagePushedV1 {
+						pushes++
+					}
+				}
+			}
+			if pushes != 1 {
+				t.Errorf("%d pushes", pushes)
+			}
+		})
+	}
+}
+
+// TestMissingIsRemembered: who is denied tries again; the registry is asked again
+// after a moment, or when a statement is announced.
+func TestMissingIsRemembered(t *testing.T) {
+	w := newWorld(t, nil)
+	image := w.image("shop/cart")
+	var asked atomic.Int32
+	count := func(*http.Request) bool { asked.Add(1); return true }
+	w.reg.Gate.Store(&count)
+	if got := w.expect(image.String(), false, ReasonMissing); got.Cached || asked.Load() == 0 {
+		t.Errorf("the first time: %+v, %d requests", got, asked.Load())
+	}
+	asked.Store(0)
+	for range 3 {
+		if got := w.expect(image.String(), false, ReasonMissing); !got.Cached || asked.Load() != 0 {
+			t.Errorf("again: %+v, %d requests", got, asked.Load())
+		}
+	}
+	w.now = w.now.Add(absentFor)
+	if got := w.expect(image.String(), false, ReasonMissing); got.Cached || asked.Load() == 0 {
+		t.Errorf("later: %+v, %d requests", got, asked.Load())
+	}
+	s := w.attest(image, contracts.VerdictPass, 100)
+	w.g.Announced(announce(t, image, s))
+	w.expect(image.String(), true, ReasonVerified)
 }
 
 func TestModes(t *testing.T) {

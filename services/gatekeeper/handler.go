@@ -215,7 +215,7 @@ func (g *Gatekeeper) tell(ctx context.Context, req *request, name string, findin
 	}
 }
 
-// submit asks for a scan of an image that was admitted without a statement.
+// submit asks for a scan of an image that has no statement.
 func (g *Gatekeeper) submit(ctx context.Context, req *request, f finding) {
 	image := *f.Image
 	now := g.Now()
