@@ -69,10 +69,11 @@ type Service struct {
 	// DeadLetters are events to whose dead letters it writes without reading the event's topic.
 	DeadLetters []string
 
-	Database bool // tables of its own, named <service>_…
+	Database bool // it does not work without
+	NoTables bool // makes none of its own, named <service>_…, there
 	Blobs    Blobs
-	Outbox   bool // rows of its own in the outbox that services share; catalog prunes those of all
-	Prune    bool
+	Outbox   bool // adds rows of its own to the outbox that services share
+	Prune    bool // deletes old rows of all there
 
 	Redis      []Keys
 	NeedsRedis bool // it does not work without
@@ -84,7 +85,7 @@ var (
 	leases  = []string{"eval", "evalsha", "hget", "hset", "get", "set", "del", "pexpire", "pttl", "time"}
 	caches  = []string{"eval", "evalsha", "get", "set", "pexpire"}
 	budgets = Keys{"budget:{*", []string{
-		"eval", "evalsha", "get", "set", "del", "exists", "decr", "incr", "pexpire", "pttl", "time", "zadd", "zcard", "zrem", "zremrangebyscore",
+		"eval", "evalsha", "get", "set", "decr", "pexpire", "pttl", "time", "zadd", "zcard", "zremrangebyscore",
 	}}
 	finding = []string{c.FindingOpenedV1, c.FindingChangedV1, c.FindingClosedV1}
 )
@@ -115,7 +116,7 @@ func Services() []Service {
 		},
 		{
 			Name: "matcher", Reads: []string{c.ImageAssembledV1, c.ImageRematchV1}, Writes: []string{c.ImageMatchedV1, c.ImageFailedV1},
-			Database: true, Blobs: AppendBlobs, Redis: []Keys{budgets}, Registry: PullOwn,
+			Database: true, NoTables: true, Blobs: AppendBlobs, Redis: []Keys{budgets}, Registry: PullOwn,
 		},
 		{
 			Name: "attestor", Reads: []string{c.ImageMatchedV1}, Writes: []string{c.ImageAttestedV1, c.ImageFailedV1},
@@ -129,13 +130,13 @@ func Services() []Service {
 				c.LayerAnalyzedV1, c.LayerFailedV1, c.ImageAssembledV1, c.ImageMatchedV1, c.ImageAttestedV1, c.AdvisoriesChangedV1,
 			},
 			Writes:   slices.Concat(finding, []string{c.ImageRematchV1, c.ImagePushedV1, c.ImageFailedV1}),
-			Database: true, Blobs: ExpireBlobs, Outbox: true, Prune: true,
+			Database: true, Blobs: ExpireBlobs, Prune: true,
 		},
 		{
 			Name: "advisor", Writes: []string{c.AdvisoriesChangedV1},
 			Database: true, Blobs: AppendBlobs, Redis: []Keys{budgets}, Registry: PushOwn,
 		},
-		{Name: "ticketer", Reads: finding, Database: true, Outbox: true},
+		{Name: "ticketer", Reads: finding, Database: true},
 		{
 			Name: "gatekeeper", Reads: []string{c.ImageAttestedV1}, Tails: []string{c.ImageAttestedV1},
 			Writes: []string{c.AdmissionDecidedV1, c.ImagePushedV1}, Blobs: ReadBlobs,

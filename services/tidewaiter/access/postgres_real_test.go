@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -20,7 +21,7 @@ import (
 )
 
 // On a real PostgreSQL (SERVERS_POSTGRES_ADMIN_URL, of a superuser; see
-// e2e/servers) each role makes its own tables, adds to the blobs and sees its
+// e2e/servers) an owner that is none makes the roles, and each role makes its own tables, adds to the blobs and sees its
 // own outputs, and is refused what is another's.
 func TestRolesInPostgreSQL(t *testing.T) {
 	raw := os.Getenv("SERVERS_POSTGRES_ADMIN_URL")
@@ -30,9 +31,16 @@ func TestRolesInPostgreSQL(t *testing.T) {
 	}
 	const password = "of a role"
 	names := access.Names{Role: "access_test_{service}"}
-	run(t, open(t, server, nil, "postgres"), "DROP DATABASE IF EXISTS access_test", "CREATE DATABASE access_test")
-	admin := open(t, server, nil, "access_test") // makes the common tables
-	for range 2 {                                // it may be run again
+	owner := strings.ReplaceAll(names.Role, "{service}", "owner")
+	superuser := open(t, server, nil, "postgres")
+	run(t, superuser, "DROP DATABASE IF EXISTS access_test")
+	for _, s := range access.Services() {
+		run(t, superuser, `DROP ROLE IF EXISTS "`+strings.ReplaceAll(names.Role, "{service}", s.Name)+`"`)
+	}
+	run(t, superuser, "DROP ROLE IF EXISTS "+owner, "CREATE ROLE "+owner+" LOGIN CREATEROLE PASSWORD '"+password+"'",
+		"CREATE DATABASE access_test OWNER "+owner)
+	admin := open(t, server, url.UserPassword(owner, password), "access_test") // makes the common tables
+	for range 2 {                                                              // it may be run again
 		run(t, admin, access.Postgres(access.Services(), names))
 	}
 	as := func(service string) *store.DB {
@@ -40,7 +48,7 @@ func TestRolesInPostgreSQL(t *testing.T) {
 		run(t, admin, `ALTER ROLE "`+role+`" PASSWORD '`+password+`'`)
 		return open(t, server, url.UserPassword(role, password), "access_test")
 	}
-	a, c, s := as("analyzer"), as("catalog"), as("attestor")
+	a, c, s, m := as("analyzer"), as("catalog"), as("attestor"), as("matcher")
 	for service, db := range map[string]*store.DB{"analyzer": a, "catalog": c, "attestor": s} {
 		if err := db.Migrate(t.Context(), service, os.DirFS("../../"+service+"/migrations")); err != nil {
 			t.Fatalf("%s makes its tables: %v", service, err)
@@ -55,6 +63,9 @@ func TestRolesInPostgreSQL(t *testing.T) {
 	}
 	if err := c.TouchBlobs(t.Context(), digest); err != nil {
 		t.Errorf("catalog renews it: %v", err)
+	}
+	if _, err := m.PutBlob(t.Context(), []byte("a report")); err != nil {
+		t.Errorf("matcher stores a blob: %v", err)
 	}
 	output(t, a, "analyzer")
 	output(t, s, "attestor")
@@ -73,6 +84,9 @@ func TestRolesInPostgreSQL(t *testing.T) {
 		"DELETE FROM outbox":                                                     s,
 		"INSERT INTO outbox VALUES ('attestor', 's', 'i', '', 0)":                a,
 		"INSERT INTO store_versions (version_id, is_applied) VALUES (99, false)": a,
+		"INSERT INTO outbox VALUES ('catalog', 's', 'i', '', 0)":                 c,
+		"SELECT * FROM outbox":                                                   as("ticketer"),
+		"CREATE TABLE matcher_own ()":                                            m,
 		"CREATE ROLE another":                                                    c,
 	} {
 		var refused *pgconn.PgError
@@ -80,8 +94,8 @@ func TestRolesInPostgreSQL(t *testing.T) {
 			t.Errorf("%s: %v, want permission denied (42501)", query, err)
 		}
 	}
-	if _, err := c.PruneOutbox(t.Context(), 0); err != nil {
-		t.Errorf("catalog prunes the outbox: %v", err)
+	if pruned, err := c.PruneOutbox(t.Context(), -time.Minute); err != nil || pruned != 2 {
+		t.Errorf("catalog prunes %d of 2 outputs: %v", pruned, err)
 	}
 }
 

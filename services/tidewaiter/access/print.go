@@ -135,11 +135,12 @@ allow() { kafka-acls.sh --bootstrap-server "$BOOTSTRAP" --command-config "$COMMA
 
 // Postgres returns SQL that makes a role for each service: it owns the tables
 // that it creates, and shares the outbox, where it sees its own rows alone, and
-// the blobs, which it may read and add to. The common tables must be there. It
-// may be run again; passwords are set by hand.
+// the blobs, which it may read and add to. The common tables must be there, and
+// whoever runs it owns them and has CREATEROLE. It may be run again; passwords
+// are set by hand.
 func Postgres(services []Service, n Names) string {
 	var b strings.Builder
-	b.WriteString(`-- Roles of Tidewaiter's services. Run it in their database, as the owner of the common
+	b.WriteString(`-- Roles of Tidewaiter's services. Run it in their database, as a role with CREATEROLE that owns the database and the common
 -- tables (outbox, blobs, store_versions), which the first service, or tidewaiter privileges postgres --apply-with-env, makes.
 -- Then give each role a password: \password ROLE
 BEGIN;
@@ -154,8 +155,8 @@ ALTER TABLE outbox ENABLE ROW LEVEL SECURITY;
 		fmt.Fprintf(&b, "\n-- %s\n", s.Name)
 		fmt.Fprintf(&b, "DO $$ BEGIN CREATE ROLE %q LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOINHERIT; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n", role)
 		fmt.Fprintf(&b, "REVOKE ALL ON outbox, blobs, store_versions FROM %q;\n", role)
-		fmt.Fprintf(&b, "GRANT USAGE ON SCHEMA public TO %q;\nGRANT SELECT ON store_versions TO %[1]q;\n", role)
-		if s.Database {
+		fmt.Fprintf(&b, "REVOKE CREATE ON SCHEMA public FROM %q;\nGRANT USAGE ON SCHEMA public TO %[1]q;\nGRANT SELECT ON store_versions TO %[1]q;\n", role)
+		if s.Database && !s.NoTables {
 			fmt.Fprintf(&b, "GRANT CREATE ON SCHEMA public TO %q;\n", role)
 		}
 		switch s.Blobs {
@@ -166,37 +167,36 @@ ALTER TABLE outbox ENABLE ROW LEVEL SECURITY;
 		case ExpireBlobs:
 			fmt.Fprintf(&b, "GRANT SELECT, UPDATE (touched_at), DELETE ON blobs TO %q;\n", role)
 		}
-		if !s.Outbox {
+		operations, rows := "SELECT, INSERT", fmt.Sprintf("service = '%s'", s.Name)
+		switch {
+		case s.Prune:
+			operations, rows = "SELECT, DELETE", "true"
+		case !s.Outbox:
 			continue
 		}
-		fmt.Fprintf(&b, "GRANT SELECT, INSERT ON outbox TO %q;\n", role)
-		own := fmt.Sprintf("service = '%s'", s.Name)
-		if s.Prune {
-			fmt.Fprintf(&b, "GRANT DELETE ON outbox TO %q;\n", role)
-			own = "true"
-		}
-		fmt.Fprintf(&b, "DROP POLICY IF EXISTS %q ON outbox;\nCREATE POLICY %[1]q ON outbox TO %[1]q USING (%s) WITH CHECK (service = '%s');\n", role, own, s.Name)
+		fmt.Fprintf(&b, "GRANT %s ON outbox TO %q;\n", operations, role)
+		fmt.Fprintf(&b, "DROP POLICY IF EXISTS %q ON outbox;\nCREATE POLICY %[1]q ON outbox TO %[1]q USING (%s);\n", role, rows)
 	}
 	b.WriteString("COMMIT;\n")
 	return b.String()
 }
 
-// Redis returns lines for redis-cli or an ACL file. Users are made without a
-// password, with which nobody can log in; it is added by hand.
+// Redis returns lines for redis-cli. Users are made without a password, with
+// which nobody can log in; it is added by hand, and stays when they are run again.
 func Redis(services []Service, n Names) string {
 	var b strings.Builder
 	for _, s := range services {
 		if len(s.Redis) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "ACL SETUSER %s reset on", n.user(s.Name))
+		fmt.Fprintf(&b, "ACL SETUSER %s on resetkeys resetchannels -@all", n.user(s.Name))
 		var commands []string
 		for _, k := range s.Redis {
 			b.WriteString(" ~" + n.Keys + k.Pattern)
 			commands = append(commands, k.Commands...)
 		}
-		// ping is the health check; a cluster's client asks for its slots.
-		commands = append(commands, "ping", "cluster|slots", "cluster|shards", "command")
+		// ping is the health check, select chooses another database than 0; a cluster's client asks for its slots.
+		commands = append(commands, "ping", "select", "cluster|slots", "cluster|shards", "command")
 		slices.Sort(commands)
 		for _, command := range slices.Compact(commands) {
 			b.WriteString(" +" + command)
