@@ -161,6 +161,13 @@ type AdvisoriesBuild struct {
 	Products   int            `json:"products"`
 }
 
+// AdvisoriesPull is what `tidewaiter advisories pull` prints.
+type AdvisoriesPull struct {
+	File     string      `json:"file"`     // where the snapshot was put
+	Snapshot SnapshotRef `json:"snapshot"` // what it is
+	Location string      `json:"location"` // where it was published: registry/repository@digest
+}
+
 // Rejected is an input that could not be used.
 type Rejected struct {
 	File   string `json:"file"`
@@ -179,6 +186,39 @@ type AdvisoriesStatus struct {
 	EPSS       int            `json:"epss"`
 	Products   int            `json:"products"`
 	Bytes      int64          `json:"bytes"`
+}
+
+// ImageEntry is what `tidewaiter submit --wait` prints: what catalog knows of an
+// image. Unknown is absent.
+type ImageEntry struct {
+	Image      string     `json:"image"`
+	Tags       []string   `json:"tags"`    // that point at it now
+	State      string     `json:"state"`   // "attested", "unsupported", "failed" and "gone" are ends; the list may grow
+	Current    bool       `json:"current"` // what its repository offers now, see FleetReport
+	Kind       string     `json:"kind,omitempty"`
+	Platform   string     `json:"platform,omitempty"`
+	Source     string     `json:"source,omitempty"`
+	Verdict    string     `json:"verdict,omitempty"`
+	Counts     *Counts    `json:"counts,omitempty"`
+	Report     string     `json:"report,omitempty"`
+	Sequence   int64      `json:"sequence,omitempty"`
+	FirstSeen  time.Time  `json:"firstSeen"`          // when it was first heard of
+	SignedAt   *time.Time `json:"signedAt,omitempty"` // when its statements were signed
+	ValidUntil *time.Time `json:"validUntil,omitempty"`
+}
+
+// DeployedImport is what `tidewaiter deployed import --output json` prints.
+type DeployedImport struct {
+	Origin string `json:"origin"` // name of where they run
+	Images int    `json:"images"` // how many run there now
+}
+
+// KeyPair is what `tidewaiter keys generate --output json` prints: the two files
+// that it wrote.
+type KeyPair struct {
+	For        string `json:"for"`        // what it signs
+	PrivateKey string `json:"privateKey"` // path of the private key
+	PublicKey  string `json:"publicKey"`  // path of the public key
 }
 
 // FleetReport is what `tidewaiter report` prints: the three figures of a fleet.
@@ -252,6 +292,44 @@ type DeadLetterSummary struct {
 	Dropped  int       `json:"dropped"`  // of Count
 	Oldest   time.Time `json:"oldest"`   // when the first of them was given up
 	Newest   time.Time `json:"newest"`   // when the last of them was given up
+}
+
+// DeadLetterContent is what `tidewaiter dlq show --output json` prints.
+type DeadLetterContent struct {
+	Letter  DeadLetter        `json:"letter"`
+	Headers map[string]string `json:"headers"` // of Kafka, as they are
+	Body    *string           `json:"body"`    // null: it is no UTF-8, see bodyBase64
+	// BodyBase64 is the body where it is no UTF-8.
+	BodyBase64 string `json:"bodyBase64,omitempty"`
+}
+
+// DeadLetterReplay is what `tidewaiter dlq replay --output json` prints: how
+// many letters were sent again, and why others were not.
+type DeadLetterReplay struct {
+	Sent     int `json:"sent"`     // put back into their topics
+	Found    int `json:"found"`    // found there: sent by a replay that was interrupted
+	Replayed int `json:"replayed"` // left out: replayed before
+	Dropped  int `json:"dropped"`  // left out: dropped
+	Raw      int `json:"raw"`      // left out: bodies that never were events
+	Busy     int `json:"busy"`     // left out: another replay has them in hand
+	Gone     int `json:"gone"`     // left out: Kafka has deleted them in the meantime
+}
+
+// DeadLetterDrop is what `tidewaiter dlq drop --output json` prints.
+type DeadLetterDrop struct {
+	Dropped int `json:"dropped"` // dropped now
+	Before  int `json:"before"`  // left out: dropped before
+	Purged  int `json:"purged"`  // deleted from Kafka
+}
+
+// Privilege is a line of `tidewaiter privileges --output json`: what one service
+// must be allowed on a server.
+type Privilege struct {
+	Service string   `json:"service"`
+	User    string   `json:"user,omitempty"` // what it logs in as; absent: of registries, where that is free
+	Kind    string   `json:"kind,omitempty"` // of Kafka: "topic" or "group"
+	On      string   `json:"on"`             // a topic, group, schema, table, pattern of keys, or resource of a registry's scope
+	Allowed []string `json:"allowed"`        // what it may do there, in the server's words
 }
 
 // States of a sweep.

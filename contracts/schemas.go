@@ -40,6 +40,10 @@ func Documents() []DocumentKind {
 		{"cli-where-tags", func() any { return new(TagPeriod) }},
 		{"cli-advisories-build", func() any { return new(AdvisoriesBuild) }},
 		{"cli-advisories-status", func() any { return new(AdvisoriesStatus) }},
+		{"cli-advisories-pull", func() any { return new(AdvisoriesPull) }},
+		{"cli-submit", func() any { return new(ImageEntry) }},
+		{"cli-deployed-import", func() any { return new(DeployedImport) }},
+		{"cli-keys-generate", func() any { return new(KeyPair) }},
 		{"cli-webhook-decode", func() any { return new(WebhookDecode) }},
 		{"cli-hooks-log", func() any { return new(Delivery) }},
 		{"cli-hooks-status", func() any { return new(SourceStatus) }},
@@ -48,6 +52,10 @@ func Documents() []DocumentKind {
 		{"cli-dlq", func() any { return new(DeadLetter) }},
 		{"cli-config-check", func() any { return new(ConfigProblem) }},
 		{"cli-dlq-summary", func() any { return new(DeadLetterSummary) }},
+		{"cli-privileges", func() any { return new(Privilege) }},
+		{"cli-dlq-show", func() any { return new(DeadLetterContent) }},
+		{"cli-dlq-replay", func() any { return new(DeadLetterReplay) }},
+		{"cli-dlq-drop", func() any { return new(DeadLetterDrop) }},
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
 )
@@ -142,24 +143,8 @@ func (s *Service) openEnds(ctx context.Context, report *contracts.FleetReport) e
 	return nil
 }
 
-// ImageEntry is one image as the API lists it. Unknown is absent.
-type ImageEntry struct {
-	Image    string            `json:"image"` // registry/repository@digest
-	Tags     []string          `json:"tags"`  // that point at it now
-	State    string            `json:"state"`
-	Current  bool              `json:"current"` // what its repository offers now, see FleetReport
-	Kind     string            `json:"kind,omitempty"`
-	Platform string            `json:"platform,omitempty"`
-	Source   string            `json:"source,omitempty"`
-	Verdict  string            `json:"verdict,omitempty"`
-	Counts   *contracts.Counts `json:"counts,omitempty"`
-	Report   string            `json:"report,omitempty"`
-	Sequence int64             `json:"sequence,omitempty"`
-	// FirstSeen, SignedAt and ValidUntil are RFC 3339.
-	FirstSeen  string `json:"firstSeen"`
-	SignedAt   string `json:"signedAt,omitempty"`
-	ValidUntil string `json:"validUntil,omitempty"`
-}
+// ImageEntry is one image as the API lists it.
+type ImageEntry = contracts.ImageEntry
 
 // Images lists images in the order of their names, after the one named, at
 // most limit. ref narrows to a registry/repository[:tag|@digest] or a digest,
@@ -221,10 +206,11 @@ func (s *Service) Images(ctx context.Context, ref, state, after string, limit in
 func (i *image) entry() (ImageEntry, error) {
 	e := ImageEntry{
 		Image: i.String(), Tags: []string{}, State: i.state, Kind: i.kind, Platform: i.platform, Source: i.source,
-		Verdict: i.verdict, Report: i.report, Sequence: i.sequence, FirstSeen: rfc3339(i.firstSeen),
+		Verdict: i.verdict, Report: i.report, Sequence: i.sequence, FirstSeen: time.Unix(0, i.firstSeen).UTC(),
 	}
 	if i.attested > 0 {
-		e.SignedAt, e.ValidUntil = rfc3339(i.attested), rfc3339(i.validUntil)
+		signed, until := time.Unix(0, i.attested).UTC(), time.Unix(0, i.validUntil).UTC()
+		e.SignedAt, e.ValidUntil = &signed, &until
 	}
 	if i.counts != "" {
 		e.Counts = new(contracts.Counts)

@@ -214,7 +214,3 @@ func (s *Service) layerRow(ctx context.Context, layer string, since int64) (time
 	}
 	return row, true, rows.Err()
 }
-
-func rfc3339(nanoseconds int64) string {
-	return time.Unix(0, nanoseconds).UTC().Format(time.RFC3339Nano)
-}

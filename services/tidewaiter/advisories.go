@@ -94,7 +94,7 @@ func (c *advisoriesPullCmd) Run(ctx context.Context, s *streams) error {
 		return artefactError(err)
 	}
 	if c.Output == "json" {
-		return printJSON(s.out, map[string]any{"file": file, "snapshot": published.Snapshot, "location": published.Location})
+		return printJSON(s.out, contracts.AdvisoriesPull{File: file, Snapshot: published.Snapshot, Location: published.Location})
 	}
 	fmt.Fprintln(s.out, file)
 	return nil

@@ -115,7 +115,7 @@ func (f serverFlags) token(file, env string) func() (string, error) {
 func (f serverFlags) addresses() (allinone.Addresses, error) {
 	a, err := allinone.ReadAddresses(f.Data)
 	if err != nil {
-		return a, unavailable(err)
+		return a, unavailable(fmt.Errorf("%w; to ask services of 'tidewaiter run': --config FILE with kafka.brokers, or --server, --intake or --sweeper with --token-env", err))
 	}
 	return a, nil
 }

@@ -21,6 +21,7 @@ type deployedImportCmd struct {
 	serverFlags
 	File   string `arg:"" help:"One registry/repository@digest a line; empty lines and those that begin with # are skipped; - for standard input." type:"path"`
 	Origin string `help:"Name of where they run; an import replaces what the same origin said before." default:"import"`
+	Output string `help:"table or json." enum:"table,json" default:"table" short:"o"`
 }
 
 func (*deployedImportCmd) Help() string {
@@ -52,6 +53,9 @@ func (c *deployedImportCmd) Run(ctx context.Context, s *streams) error {
 	}
 	if err := body.Close(); err != nil {
 		return unavailable(fmt.Errorf("read answer: %w", err))
+	}
+	if c.Output == "json" {
+		return printJSON(s.out, contracts.DeployedImport{Origin: c.Origin, Images: len(images)})
 	}
 	fmt.Fprintf(s.err, "%d images run according to %q\n", len(images), c.Origin)
 	return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -27,9 +29,10 @@ type dlqCmd struct {
 	Drop   dlqDropCmd   `cmd:"" help:"Mark dead letters as done with: they are no longer listed nor replayed."`
 }
 
-// kafkaFlags say which Kafka a command talks to.
+// kafkaFlags say which Kafka a command talks to: the one of --config, or that of
+// one that runs on a data directory.
 type kafkaFlags struct {
-	serverFlags
+	Data string `help:"Data directory of a running 'tidewaiter up', where --config names no Kafka." type:"path" default:"./tidewaiter-data" env:"TIDEWAITER_DATA" placeholder:"DIR"`
 }
 
 func (f kafkaFlags) open(s *streams) (*bus.Bus, error) {
@@ -45,8 +48,8 @@ func (f kafkaFlags) open(s *streams) (*bus.Bus, error) {
 		}
 	} else {
 		var a allinone.Addresses
-		if a, err = f.addresses(); err != nil {
-			return nil, err
+		if a, err = allinone.ReadAddresses(f.Data); err != nil {
+			return nil, unavailable(fmt.Errorf("%w; to ask another Kafka: --config FILE with kafka.brokers", err))
 		}
 		b, err = bus.New(a.BusConfig(), "cli", s.log, nil)
 	}
@@ -82,22 +85,26 @@ func (f filterFlags) check() error {
 
 // chooseFlags select what is changed; nothing at all is no choice.
 type chooseFlags struct {
+	kafkaFlags
 	filterFlags
-	IDs []string `arg:"" optional:"" name:"id" help:"Ids of dead letters, as 'dlq list' prints them; without any, all that the filters select."`
-	All bool     `help:"Every dead letter (asked for when neither ids nor filters are given)."`
-	By  string   `help:"Who does it, as it is remembered; the user and host unless given."`
+	IDs    []string `arg:"" optional:"" name:"id" help:"Ids of dead letters, as 'dlq list' prints them; without any, all that the filters select."`
+	All    bool     `help:"Every dead letter (asked for when neither ids nor filters are given)."`
+	By     string   `help:"Who does it, as it is remembered; the user and host unless given."`
+	Output string   `help:"table or json." enum:"table,json" default:"table" short:"o"`
 }
 
-func (f chooseFlags) choose(verb string) (bus.DeadLetterFilter, error) {
+// choose connects to Kafka and returns what is chosen there.
+func (f chooseFlags) choose(s *streams, verb string) (*bus.Bus, bus.DeadLetterFilter, error) {
 	if err := f.check(); err != nil {
-		return bus.DeadLetterFilter{}, err
+		return nil, bus.DeadLetterFilter{}, err
 	}
 	if len(f.IDs) == 0 && f.filterFlags == (filterFlags{}) && !f.All {
-		return bus.DeadLetterFilter{}, usage(fmt.Errorf("name what to %s: ids, filters or --all", verb))
+		return nil, bus.DeadLetterFilter{}, usage(fmt.Errorf("name what to %s: ids, filters or --all", verb))
 	}
 	filter := f.filter()
 	filter.IDs = f.IDs
-	return filter, nil
+	b, err := f.open(s)
+	return b, filter, err
 }
 
 // who returns who does something.
@@ -199,7 +206,8 @@ func printSummary(s *streams, sums []contracts.DeadLetterSummary, output string)
 
 type dlqShowCmd struct {
 	kafkaFlags
-	ID string `arg:"" help:"Id of the dead letter, as 'dlq list' prints it."`
+	ID     string `arg:"" help:"Id of the dead letter, as 'dlq list' prints it."`
+	Output string `help:"table (the letter as JSON, headers, and the body as it is) or json." enum:"table,json" default:"table" short:"o"`
 }
 
 func (c *dlqShowCmd) Run(ctx context.Context, s *streams) error {
@@ -215,6 +223,15 @@ func (c *dlqShowCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return unavailable(err)
 	}
+	if c.Output == "json" {
+		content := contracts.DeadLetterContent{Letter: letter, Headers: headers}
+		if text := string(body); utf8.ValidString(text) {
+			content.Body = &text
+		} else {
+			content.BodyBase64 = base64.StdEncoding.EncodeToString(body)
+		}
+		return printJSON(s.out, content)
+	}
 	if err := printJSON(s.out, letter); err != nil {
 		return err
 	}
@@ -226,7 +243,6 @@ func (c *dlqShowCmd) Run(ctx context.Context, s *streams) error {
 }
 
 type dlqReplayCmd struct {
-	kafkaFlags
 	chooseFlags
 	Force bool `help:"Replay those again that were replayed or dropped before."`
 }
@@ -236,16 +252,15 @@ func (*dlqReplayCmd) Help() string {
 }
 
 func (c *dlqReplayCmd) Run(ctx context.Context, s *streams) error {
-	filter, err := c.choose("replay")
-	if err != nil {
-		return err
-	}
-	b, err := c.open(s)
+	b, filter, err := c.choose(s, "replay")
 	if err != nil {
 		return err
 	}
 	defer b.Close() //nolint:errcheck // publishing waits for its acknowledgement
 	res, err := b.ReplayDeadLetters(ctx, filter, c.who(), c.Force)
+	if c.Output == "json" {
+		return errors.Join(printJSON(s.out, contracts.DeadLetterReplay(res)), dlqError(err))
+	}
 	fmt.Fprintf(s.err, "replayed %d\n", res.Sent)
 	for _, left := range []struct {
 		n   int
@@ -266,7 +281,6 @@ func (c *dlqReplayCmd) Run(ctx context.Context, s *streams) error {
 }
 
 type dlqDropCmd struct {
-	kafkaFlags
 	chooseFlags
 	Why   string `help:"Why, for those who look at it later ('dlq list --dropped')."`
 	Purge bool   `help:"Have Kafka delete at once what stands before the first letter that was not dropped (it can delete nothing else)."`
@@ -278,16 +292,15 @@ func (*dlqDropCmd) Help() string {
 }
 
 func (c *dlqDropCmd) Run(ctx context.Context, s *streams) error {
-	filter, err := c.choose("drop")
-	if err != nil {
-		return err
-	}
-	b, err := c.open(s)
+	b, filter, err := c.choose(s, "drop")
 	if err != nil {
 		return err
 	}
 	defer b.Close() //nolint:errcheck // publishing waits for its acknowledgement
 	res, err := b.DropDeadLetters(ctx, filter, c.who(), c.Why, c.Purge)
+	if c.Output == "json" {
+		return errors.Join(printJSON(s.out, contracts.DeadLetterDrop(res)), dlqError(err))
+	}
 	fmt.Fprintf(s.err, "dropped %d\n", res.Dropped)
 	if res.Before > 0 {
 		fmt.Fprintf(s.err, "%d left out: dropped before\n", res.Before)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -38,6 +39,9 @@ func TestDLQ(t *testing.T) {
 	defer b.Close() //nolint:errcheck // nothing waits
 	for i := range 3 {
 		body := fmt.Appendf(nil, "body %d", i)
+		if i == 2 {
+			body = []byte{0xff, 0} // no text
+		}
 		if err := b.PublishDeadLetter(t.Context(), contracts.ImagePushedV1, fmt.Sprintf("not JSON at byte %d", 1000+i), body, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -76,6 +80,18 @@ func TestDLQ(t *testing.T) {
 	if stdout, _ = dlq(run.ExitOK, "show", letters[1].ID); !strings.Contains(stdout, "body 1") {
 		t.Errorf("show: %s", stdout)
 	}
+	for id, want := range map[string]contracts.DeadLetterContent{
+		letters[1].ID: {Letter: letters[1], Body: new("body 1")}, letters[2].ID: {Letter: letters[2], BodyBase64: "/wA="},
+	} {
+		stdout, _ = dlq(run.ExitOK, "show", id, "--output", "json")
+		got := decodeOne[contracts.DeadLetterContent](t, stdout)
+		if got.Headers["tidewaiter-reason"] != got.Letter.Reason {
+			t.Errorf("headers of %s: %v", id, got.Headers)
+		}
+		if want.Headers = got.Headers; !reflect.DeepEqual(got, want) {
+			t.Errorf("show %s: %+v, want %+v", id, got, want)
+		}
+	}
 	if _, stderr := dlq(run.ExitUsage, "drop"); !strings.Contains(stderr, "--all") {
 		t.Errorf("drop of nothing: %s", stderr)
 	}
@@ -100,6 +116,14 @@ func TestDLQ(t *testing.T) {
 	if _, stderr := dlq(run.ExitOK, "replay", "--all"); !strings.Contains(stderr, "replayed 0") || !strings.Contains(stderr, "2 left out: bodies that never were events") {
 		t.Errorf("replay: %s", stderr)
 	}
+	stdout, _ = dlq(run.ExitOK, "replay", "--all", "--output", "json")
+	if got := decodeOne[contracts.DeadLetterReplay](t, stdout); got != (contracts.DeadLetterReplay{Dropped: 1, Raw: 2}) {
+		t.Errorf("replay: %+v", got)
+	}
+	stdout, _ = dlq(run.ExitOK, "drop", letters[1].ID, "--output", "json")
+	if got := decodeOne[contracts.DeadLetterDrop](t, stdout); got != (contracts.DeadLetterDrop{Before: 1}) {
+		t.Errorf("drop: %+v", got)
+	}
 	if _, stderr := dlq(run.ExitOK, "drop", "--all", "--purge"); !strings.Contains(stderr, "dropped 2") || !strings.Contains(stderr, "3 deleted from Kafka") {
 		t.Errorf("drop of all: %s", stderr)
 	}
@@ -108,18 +132,24 @@ func TestDLQ(t *testing.T) {
 	}
 }
 
+// decodeOne reads one document strictly.
+func decodeOne[T any](t *testing.T, document string) T {
+	t.Helper()
+	var v T
+	d := json.NewDecoder(strings.NewReader(document))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&v); err != nil {
+		t.Fatalf("%s: %v", document, err)
+	}
+	return v
+}
+
 // decodeLines reads JSON lines strictly; contracts ties the types to their schemas.
 func decodeLines[T any](t *testing.T, lines string) []T {
 	t.Helper()
 	var out []T
 	for line := range strings.Lines(lines) {
-		var v T
-		d := json.NewDecoder(strings.NewReader(line))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&v); err != nil {
-			t.Fatalf("%s: %v", line, err)
-		}
-		out = append(out, v)
+		out = append(out, decodeOne[T](t, line))
 	}
 	return out
 }

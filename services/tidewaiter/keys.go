@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/services/advisor/artefact"
 	"github.com/tidewaiter/tidewaiter/services/attestor/statement"
 )
@@ -19,6 +20,7 @@ type keysGenerateCmd struct {
 	For         string `help:"What the key signs: attestor (attestations; cosign's format) or advisor (snapshots; Ed25519)." enum:"attestor,advisor" default:"attestor"`
 	Out         string `help:"Prefix of the two files." default:"tidewaiter" placeholder:"PREFIX" type:"path"`
 	PasswordEnv string `help:"Environment variable that holds the private key's password." default:"TIDEWAITER_KEY_PASSWORD" placeholder:"NAME"`
+	Output      string `help:"table or json." enum:"table,json" default:"table" short:"o"`
 }
 
 func (*keysGenerateCmd) Help() string {
@@ -31,15 +33,19 @@ func (c *keysGenerateCmd) Run(s *streams) error {
 	if err != nil {
 		return fmt.Errorf("generate key: %w", err)
 	}
+	pair := contracts.KeyPair{For: c.For, PrivateKey: c.Out + ".key", PublicKey: c.Out + ".pub"}
 	for _, f := range []struct {
 		name string
 		body []byte
 		mode os.FileMode
-	}{{c.Out + ".key", private, 0o600}, {c.Out + ".pub", public, 0o644}} {
+	}{{pair.PrivateKey, private, 0o600}, {pair.PublicKey, public, 0o644}} {
 		if err := writeNew(f.name, f.body, f.mode); err != nil {
 			return err
 		}
 		fmt.Fprintf(s.err, "wrote %s\n", f.name)
+	}
+	if c.Output == "json" {
+		return printJSON(s.out, pair)
 	}
 	return nil
 }

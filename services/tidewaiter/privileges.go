@@ -20,6 +20,7 @@ type privilegesCmd struct {
 	User    string `help:"What users of Kafka and Redis are called." default:"tidewaiter-{service}"`
 	Role    string `help:"What roles of PostgreSQL are called." default:"tidewaiter_{service}"`
 	AdminDB string `name:"apply-with-env" help:"postgres: do it, with the URL of an owner that this environment variable holds; the common tables are made first." placeholder:"NAME"`
+	Output  string `help:"script (for the server's own tools) or json (one line a permission)." enum:"script,json" default:"script" short:"o"`
 }
 
 func (*privilegesCmd) Help() string {
@@ -38,6 +39,9 @@ func (c *privilegesCmd) Run(ctx context.Context, s *streams) error {
 		return c.apply(ctx, names)
 	}
 	services := access.Services()
+	if c.Output == "json" {
+		return printLines(s, access.Permissions(c.Server, services, names, published(cfg)))
+	}
 	switch c.Server {
 	case "kafka":
 		partitions, replication := cmp.Or(cfg.Kafka.Partitions, bus.DefaultPartitions), cmp.Or(cfg.Kafka.Replication, bus.DefaultReplication)

@@ -33,10 +33,10 @@ func closed(field string) []string {
 			contracts.StatusAffected, contracts.StatusNotAffected, contracts.StatusFixed, contracts.StatusUnderInvestigation,
 		}
 	case "ImagePlanned.Kind", "ImageAssembled.Kind", "ImageRematch.Kind", "ImageMatched.Kind", "ImageAttested.Kind",
-		"Inventory.Kind", "Report.Kind":
+		"Inventory.Kind", "Report.Kind", "ImageEntry.Kind":
 		return []string{contracts.KindImage, contracts.KindIndex}
 	case "ImageMatched.Verdict", "ImageAttested.Verdict", "Report.Verdict", "VulnSummary.Verdict", "VSATidewaiter.Verdict",
-		"Scan.Verdict", "VerifiedStatement.Verdict":
+		"Scan.Verdict", "VerifiedStatement.Verdict", "ImageEntry.Verdict":
 		return []string{contracts.VerdictPass, contracts.VerdictWarn, contracts.VerdictFail}
 	case "AdmissionDecided.Decision", "AdmissionImage.Decision":
 		return []string{contracts.DecisionAdmit, contracts.DecisionWarn, contracts.DecisionDeny}
@@ -184,6 +184,8 @@ var descriptions = map[string]string{
 	"Counts.medium":                  "findings of severity medium",
 	"Counts.low":                     "findings of severity low",
 	"Counts.unknown":                 "findings without a known severity",
+	"DeadLetterContent.letter":       "what dlq list says of it",
+	"ImageEntry.sequence":            "sequence of the snapshot that the verdict rests on",
 	"DeadLetter.attempts":            "how often it was tried",
 	"DeadLetter.eventType":           "CloudEvents type; absent where the bytes are no event",
 	"DeadLetter.offset":              "offset of the dead letter",

@@ -14,10 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/tidewaiter/tidewaiter/contracts"
 	"github.com/tidewaiter/tidewaiter/libs/bus"
 	"github.com/tidewaiter/tidewaiter/libs/credential"
 	"github.com/tidewaiter/tidewaiter/services/tidewaiter/access"
@@ -136,7 +138,8 @@ func TestPrincipalsInKafka(t *testing.T) {
 }
 
 // operate checks what deploy/security.md says that an operator's user needs for
-// dead letters: Read lists, Write drops, Delete purges.
+// dead letters: Read lists, Write drops, Delete purges; to replay, Read and Write
+// on the topic that an event came from.
 func operate(ctx context.Context, t *testing.T, admin *kgo.Client, cfg bus.Config, own string) {
 	t.Helper()
 	if err := accesstest.Users(ctx, admin, cfg.Password, cfg.Username); err != nil {
@@ -156,6 +159,7 @@ func operate(ctx context.Context, t *testing.T, admin *kgo.Client, cfg bus.Confi
 		return len(letters)
 	}
 	allow := func(operation string) {
+		t.Helper()
 		script := fmt.Sprintf("topic %s --partitions 1 --replication-factor 1\nallow --allow-principal User:%s --topic %[1]s --operation %[3]s\n", topic, cfg.Username, operation)
 		if err := accesstest.Run(ctx, admin, script); err != nil {
 			t.Fatal(err)
@@ -185,6 +189,63 @@ func operate(ctx context.Context, t *testing.T, admin *kgo.Client, cfg bus.Confi
 	allow("Delete")
 	if err := drop(true); err != nil {
 		t.Errorf("who may delete purges: %v", err)
+	}
+
+	topic = cfg.Prefix + "image.pushed.v1.planner.dlq"
+	allow("Read")
+	allow("Write")
+	cfg.Username = strings.TrimSuffix(cfg.Username, "cli") + "planner"
+	refuse(ctx, t, cfg, list)
+	cfg.Username = strings.TrimSuffix(cfg.Username, "planner") + "cli"
+	replay := func() (int, error) {
+		res, err := b.ReplayDeadLetters(ctx, bus.DeadLetterFilter{Limit: 1}, "e", false)
+		return res.Sent, err
+	}
+	topic = cfg.Prefix + "image.pushed.v1"
+	if n, err := replay(); n != 0 || err == nil || !strings.Contains(err.Error(), "Topic Authorization Failed") {
+		t.Errorf("who may not read where the letter came from replays %d: %v", n, err)
+	}
+	allow("Read")
+	if n, err := replay(); n != 0 || err == nil || !strings.Contains(err.Error(), "Topic Authorization Failed") {
+		t.Errorf("who may not write there replays %d: %v", n, err)
+	}
+	allow("Write")
+	if n, err := replay(); n != 1 || err != nil {
+		t.Errorf("who may read and write there replays %d: %v", n, err)
+	}
+}
+
+// refuse has planner give up on events until there is a dead letter.
+func refuse(ctx context.Context, t *testing.T, cfg bus.Config, letters func() int) {
+	t.Helper()
+	b, err := bus.New(cfg, "planner", slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- b.Consume(ctx, bus.Subscription{
+			Events: []string{contracts.ImagePushedV1, contracts.ImageDeletedV1},
+			Handler: func(context.Context, event.Event) ([]event.Event, error) {
+				return nil, bus.Permanent(errors.New("refused"))
+			},
+		})
+	}()
+	for letters() == 0 {
+		select {
+		case err := <-ended:
+			t.Fatalf("planner cannot consume: %v", err)
+		case <-ctx.Done():
+			t.Fatal("planner gave up on nothing")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("planner: %v", err)
 	}
 }
 

@@ -33,10 +33,10 @@ const (
 	Group = "group"
 )
 
-// Grant is one permission in Kafka. Read and Write imply Describe.
+// Grant is one permission. In Kafka Read and Write imply Describe.
 type Grant struct {
-	Kind, Name string
-	Operations []string // Read, Write
+	Kind, Name string   // Kind is of Kafka: Topic or Group
+	Operations []string // of Kafka Read and Write
 }
 
 // Topics returns the topics that a service reads, writes, or keeps its retries
@@ -148,37 +148,61 @@ REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 ALTER TABLE outbox ENABLE ROW LEVEL SECURITY;
 `)
 	for _, s := range services {
-		if !s.Database && s.Blobs == NoBlobs {
+		grants := s.postgres()
+		if len(grants) == 0 {
 			continue
 		}
 		role := n.role(s.Name)
 		fmt.Fprintf(&b, "\n-- %s\n", s.Name)
 		fmt.Fprintf(&b, "DO $$ BEGIN CREATE ROLE %q LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOINHERIT; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n", role)
-		fmt.Fprintf(&b, "REVOKE ALL ON outbox, blobs, store_versions FROM %q;\n", role)
-		fmt.Fprintf(&b, "REVOKE CREATE ON SCHEMA public FROM %q;\nGRANT USAGE ON SCHEMA public TO %[1]q;\nGRANT SELECT ON store_versions TO %[1]q;\n", role)
-		if s.Database && !s.NoTables {
-			fmt.Fprintf(&b, "GRANT CREATE ON SCHEMA public TO %q;\n", role)
+		fmt.Fprintf(&b, "REVOKE ALL ON outbox, blobs, store_versions FROM %q;\nREVOKE CREATE ON SCHEMA public FROM %[1]q;\n", role)
+		for _, g := range grants {
+			fmt.Fprintf(&b, "GRANT %s ON %s TO %q;\n", strings.Join(g.Operations, ", "), g.Name, role)
 		}
-		switch s.Blobs {
-		case ReadBlobs:
-			fmt.Fprintf(&b, "GRANT SELECT ON blobs TO %q;\n", role)
-		case AppendBlobs:
-			fmt.Fprintf(&b, "GRANT SELECT, INSERT, UPDATE ON blobs TO %q;\n", role)
-		case ExpireBlobs:
-			fmt.Fprintf(&b, "GRANT SELECT, UPDATE (touched_at), DELETE ON blobs TO %q;\n", role)
+		if rows := s.outboxRows(); rows != "" {
+			fmt.Fprintf(&b, "DROP POLICY IF EXISTS %q ON outbox;\nCREATE POLICY %[1]q ON outbox TO %[1]q USING (%s);\n", role, rows)
 		}
-		operations, rows := "SELECT, INSERT", fmt.Sprintf("service = '%s'", s.Name)
-		switch {
-		case s.Prune:
-			operations, rows = "SELECT, DELETE", "true"
-		case !s.Outbox:
-			continue
-		}
-		fmt.Fprintf(&b, "GRANT %s ON outbox TO %q;\n", operations, role)
-		fmt.Fprintf(&b, "DROP POLICY IF EXISTS %q ON outbox;\nCREATE POLICY %[1]q ON outbox TO %[1]q USING (%s);\n", role, rows)
 	}
 	b.WriteString("COMMIT;\n")
 	return b.String()
+}
+
+// postgres returns what a service may do to what it shares with others there.
+func (s Service) postgres() []Grant {
+	if !s.Database && s.Blobs == NoBlobs {
+		return nil
+	}
+	schema := []string{"USAGE"}
+	if s.Database && !s.NoTables {
+		schema = append(schema, "CREATE")
+	}
+	out := []Grant{{Name: "SCHEMA public", Operations: schema}, {Name: "store_versions", Operations: []string{"SELECT"}}}
+	switch s.Blobs {
+	case ReadBlobs:
+		out = append(out, Grant{Name: "blobs", Operations: []string{"SELECT"}})
+	case AppendBlobs:
+		out = append(out, Grant{Name: "blobs", Operations: []string{"SELECT", "INSERT", "UPDATE"}})
+	case ExpireBlobs:
+		out = append(out, Grant{Name: "blobs", Operations: []string{"SELECT", "UPDATE (touched_at)", "DELETE"}})
+	}
+	switch {
+	case s.Prune:
+		out = append(out, Grant{Name: "outbox", Operations: []string{"SELECT", "DELETE"}})
+	case s.Outbox:
+		out = append(out, Grant{Name: "outbox", Operations: []string{"SELECT", "INSERT"}})
+	}
+	return out
+}
+
+// outboxRows returns which rows of the outbox a service sees, as SQL; "": none.
+func (s Service) outboxRows() string {
+	switch {
+	case s.Prune:
+		return "true"
+	case s.Outbox:
+		return "service = '" + s.Name + "'"
+	}
+	return ""
 }
 
 // Redis returns lines for redis-cli. Users are made without a password, with
@@ -190,20 +214,35 @@ func Redis(services []Service, n Names) string {
 			continue
 		}
 		fmt.Fprintf(&b, "ACL SETUSER %s on resetkeys resetchannels -@all", n.user(s.Name))
-		var commands []string
-		for _, k := range s.Redis {
-			b.WriteString(" ~" + n.Keys + k.Pattern)
-			commands = append(commands, k.Commands...)
+		for _, g := range s.redis(n.Keys) {
+			b.WriteString(" ~" + g.Name)
 		}
-		// ping is the health check, select chooses another database than 0; a cluster's client asks for its slots.
-		commands = append(commands, "ping", "select", "cluster|slots", "cluster|shards", "command")
-		slices.Sort(commands)
-		for _, command := range slices.Compact(commands) {
+		for _, command := range s.redisCommands() {
 			b.WriteString(" +" + command)
 		}
 		b.WriteByte('\n')
 	}
 	return b.String()
+}
+
+// redis returns on which keys a user may do all that it may. (An ACL allows
+// commands for all keys of a user alike.)
+func (s Service) redis(prefix string) []Grant {
+	var out []Grant
+	for _, k := range s.Redis {
+		out = append(out, Grant{Name: prefix + k.Pattern, Operations: s.redisCommands()})
+	}
+	return out
+}
+
+func (s Service) redisCommands() []string {
+	// ping is the health check, select chooses another database than 0; a cluster's client asks for its slots.
+	commands := []string{"ping", "select", "cluster|slots", "cluster|shards", "command"}
+	for _, k := range s.Redis {
+		commands = append(commands, k.Commands...)
+	}
+	slices.Sort(commands)
+	return slices.Compact(commands)
 }
 
 // Registries prints what each service may do in registries: in words, and in
@@ -216,4 +255,32 @@ func Registries(services []Service, own string) string {
 		}
 	}
 	return b.String()
+}
+
+// Permissions returns for machines what is allowed in kafka, postgres, redis or
+// registry; own is advisor's repository.
+func Permissions(server string, services []Service, n Names, own string) []c.Privilege {
+	out := []c.Privilege{}
+	for _, s := range services {
+		var grants []Grant
+		user := n.user(s.Name)
+		switch server {
+		case "kafka":
+			grants = s.Kafka(n.Prefix)
+		case "postgres":
+			grants, user = s.postgres(), n.role(s.Name)
+		case "redis":
+			grants = s.redis(n.Keys)
+		case "registry":
+			user = "" // it is free there
+			for _, scope := range s.Registry.Scopes(own) {
+				at := strings.LastIndex(scope, ":")
+				grants = append(grants, Grant{Name: scope[:at], Operations: strings.Split(scope[at+1:], ",")})
+			}
+		}
+		for _, g := range grants {
+			out = append(out, c.Privilege{Service: s.Name, User: user, Kind: g.Kind, On: g.Name, Allowed: g.Operations})
+		}
+	}
+	return out
 }

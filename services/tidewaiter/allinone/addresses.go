@@ -85,7 +85,7 @@ func (a Addresses) write(dir string) error {
 func ReadAddresses(dir string) (Addresses, error) {
 	b, err := os.ReadFile(filepath.Join(dir, addressesFile)) //nolint:gosec // the user's own directory
 	if errors.Is(err, fs.ErrNotExist) {
-		return Addresses{}, fmt.Errorf("%s: %w (start one: tidewaiter up --data %s; to ask services of 'tidewaiter run', name --server, --intake or --sweeper and --token-env)", dir, ErrNotRunning, dir)
+		return Addresses{}, fmt.Errorf("%s: %w (start one: tidewaiter up --data %s)", dir, ErrNotRunning, dir)
 	}
 	if err != nil {
 		return Addresses{}, fmt.Errorf("read addresses: %w", err)
