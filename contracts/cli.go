@@ -213,6 +213,11 @@ type DeployedImport struct {
 	Images int    `json:"images"` // how many run there now
 }
 
+// Rematch is what `tidewaiter rematch --output json` prints.
+type Rematch struct {
+	Images int64 `json:"images"` // how many are matched again
+}
+
 // KeyPair is what `tidewaiter keys generate --output json` prints: the two files
 // that it wrote.
 type KeyPair struct {

@@ -42,6 +42,7 @@ func Documents() []DocumentKind {
 		{"cli-advisories-status", func() any { return new(AdvisoriesStatus) }},
 		{"cli-advisories-pull", func() any { return new(AdvisoriesPull) }},
 		{"cli-submit", func() any { return new(ImageEntry) }},
+		{"cli-rematch", func() any { return new(Rematch) }},
 		{"cli-deployed-import", func() any { return new(DeployedImport) }},
 		{"cli-keys-generate", func() any { return new(KeyPair) }},
 		{"cli-webhook-decode", func() any { return new(WebhookDecode) }},

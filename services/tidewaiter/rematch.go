@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/tidewaiter/tidewaiter/contracts"
 )
 
 // rematchCmd has images matched again, which sends nothing over the network but
 // their new statements.
 type rematchCmd struct {
 	serverFlags
-	Ref string `arg:"" optional:"" help:"registry/repository, with :tag or @digest or all of it, or a digest."`
-	All bool   `help:"The whole fleet."`
+	Ref    string `arg:"" optional:"" help:"registry/repository, with :tag or @digest or all of it, or a digest."`
+	All    bool   `help:"The whole fleet."`
+	Output string `help:"table or json." enum:"table,json" default:"table" short:"o"`
 }
 
 func (*rematchCmd) Help() string {
@@ -36,14 +39,15 @@ func (c *rematchCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	var answer struct {
-		Images int64 `json:"images"`
-	}
+	var answer contracts.Rematch
 	if err := decode(body, &answer); err != nil {
 		return err
 	}
 	if answer.Images == 0 && !c.All {
 		return usage(fmt.Errorf("no image with a verdict is known as %s; tidewaiter submit asks for a first one", c.Ref))
+	}
+	if c.Output == "json" {
+		return printJSON(s.out, answer)
 	}
 	fmt.Fprintf(s.err, "%d images are matched again; tidewaiter where REF tells of each\n", answer.Images)
 	return nil

@@ -119,4 +119,8 @@ func TestRematchCommand(t *testing.T) {
 			t.Errorf("%s: %d %s", fmt.Sprint(test.args), code, errs)
 		}
 	}
+	_, out, _ := tidewaiter(t, "", "rematch", "--server", url, "--all", "--output", "json")
+	if got := decodeOne[contracts.Rematch](t, out); got.Images != 7 {
+		t.Errorf("printed %+v", got)
+	}
 }
