@@ -230,7 +230,7 @@ func allFaults() []fault {
 					}
 					return ""
 				})
-				c.proxy.do(resets, oneInThree)
+				c.proxy.do(resets, passing)
 			},
 		},
 	)

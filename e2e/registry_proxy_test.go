@@ -85,9 +85,6 @@ type share func(r *http.Request) (key string, most, each int)
 // every request goes wrong.
 func every(*http.Request) (key string, most, each int) { return "", math.MaxInt, 1 }
 
-// oneInThree goes wrong, without an end.
-func oneInThree(*http.Request) (key string, most, each int) { return "", math.MaxInt, 3 }
-
 // passing is one in three of the reads and of the writes about each repository, up to four of either.
 func passing(r *http.Request) (key string, most, each int) { return concern(r), 4, 3 }
 
