@@ -87,6 +87,7 @@ func TestDiskFullForSpills(t *testing.T) {
 // A disk that is too full for the database: everything waits, says so, and
 // goes on when there is room.
 func TestDiskFullForDatabase(t *testing.T) {
+	t.Parallel()
 	fleet := distinctFleet(t, 71, 4)
 	want := undisturbed(t, fleet)
 	dir, _ := smallDisk(t, "24m")

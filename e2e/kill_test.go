@@ -177,6 +177,7 @@ func TestUpSurvivesKill(t *testing.T) {
 // The demo tells its story to machines and to people, and says at the end
 // where everything is.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	var out, errOut bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), program(t), "demo", "--output", "json")
 	cmd.Stdout, cmd.Stderr = &out, &errOut

@@ -26,6 +26,7 @@ import (
 // layer analysed once, one set of statements, and none of our own pushes is
 // scanned.
 func TestOnePushIsOneScan(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	p := s.push("team/shop", "1.0", story(t).Vulnerable...)
 	s.attested(p)
@@ -75,6 +76,7 @@ func TestOnePushIsOneScan(t *testing.T) {
 
 // What the images hold is found, and what a layer deleted is not.
 func TestFindings(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	stories := story(t)
 	bad := s.push("team/shop", "1.0", stories.Vulnerable...)
@@ -133,6 +135,7 @@ func TestFindings(t *testing.T) {
 // 50 pushes at once that share a base: no layer is analysed twice, and every
 // image is attested.
 func TestFiftyPushesAtOnce(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	fleet := fleet(t, 50, 3<<20, 20<<10)
 	pushed := make([]sample.Pushed, len(fleet))
@@ -166,6 +169,7 @@ func TestFiftyPushesAtOnce(t *testing.T) {
 // Every topic read again from its beginning, by every service: no statement,
 // no finding and no id changes.
 func TestReplayChangesNothing(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	stories := story(t)
 	pushed := []sample.Pushed{
@@ -212,6 +216,7 @@ func TestReplayChangesNothing(t *testing.T) {
 // A runnable image is scanned whatever its tag looks like and whatever it says
 // it refers to; a signature is not.
 func TestWhatIsAnImageIsDecidedByItsManifest(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	image := fleet(t, 3, 3000, 1000)
 	base := s.push("team/base", "1", image[0])
@@ -231,6 +236,7 @@ func TestWhatIsAnImageIsDecidedByItsManifest(t *testing.T) {
 
 // A webhook about a registry that is not configured causes no connection.
 func TestUnknownRegistryIsNeverConnectedTo(t *testing.T) {
+	t.Parallel()
 	var connections atomic.Int64
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -272,6 +278,7 @@ func noEnv(string) (string, bool) { return "", false }
 // Wrong secrets get 401 and leave nothing; what cannot be read gets a 2xx and
 // a dead letter.
 func TestWebhookAnswers(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	hook := s.Intake + "/hooks/" + allinone.Source
 	body := []byte(`{"events":[{"id":"1","action":"push","target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` +
@@ -341,6 +348,7 @@ func TestDeletedImageIsGone(t *testing.T) {
 
 // The timeline tells the whole story of an image, and the fleet report counts it.
 func TestTimelineAndFleet(t *testing.T) {
+	t.Parallel()
 	s := start(t, allinone.Options{})
 	p := s.push("team/shop", "1.0", story(t).Vulnerable...)
 	s.attested(p)

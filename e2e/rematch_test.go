@@ -213,6 +213,7 @@ func npmImage(t *testing.T, platform sample.Image, packages ...[2]string) sample
 // again, what runs first, without a layer being asked for; the new statement
 // takes the old one's place, problems open and close. Nobody else hears of it.
 func TestNewAdvisoriesTouchOnlyWhomTheyMust(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	const day1, day2 = "2026-05-01T00:00:00Z", "2026-05-02T00:00:00Z"
 	writeOSV(t, dir,
@@ -600,6 +601,7 @@ func (a *advised) assembledWith(b *bus.Bus, db *store.DB, p sample.Pushed, c cho
 // images change whose report a full match of every inventory finds different,
 // nothing is pulled for it, and nobody else hears of it.
 func TestTodayAfterYesterday(t *testing.T) {
+	t.Parallel()
 	shared := sharedAdvisories(t)
 	yesterday, today := twoDays(t, shared)
 	old, next := openSnapshot(t, yesterday), openSnapshot(t, today)
