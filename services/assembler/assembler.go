@@ -131,11 +131,11 @@ func Run(ctx context.Context, env *run.Env) error {
 	if err != nil {
 		return err
 	}
-	produces := []string{contracts.ImageAssembledV1, contracts.LayerRequestedV1}
+	produces := []string{contracts.ImageAssembledV1, contracts.LayerRequestedV1, contracts.ImageFailedV1}
 	if err := b.EnsureTopics(ctx, append(produces, Consumes()...)...); err != nil {
 		return fmt.Errorf("create topics of %s: %w", Name, err)
 	}
-	if err := b.Consume(ctx, bus.Subscription{Events: Consumes(), Handler: s.Handle}); err != nil {
+	if err := b.Consume(ctx, bus.Subscription{Events: Consumes(), Handler: s.Handle, OnDead: dead}); err != nil {
 		return fmt.Errorf("consume as %s: %w", Name, err)
 	}
 	return nil
@@ -286,4 +286,25 @@ func (s *Service) record(in event.Event) (func(ctx context.Context, j *join) err
 		return func(ctx context.Context, j *join) error { return j.ended(ctx, image, "part failed: "+d.Message) }, nil
 	}
 	return nil, bus.Permanent(fmt.Errorf("%s is not for %s", in.Type(), Name))
+}
+
+// dead says of an image whose plan went to the dead letters that it has come to
+// its end. Of a layer nobody here can say which images need it: those wait for
+// catalog's deadlines.
+func dead(in event.Event, reason error) []event.Event {
+	if in.Type() != contracts.TypePrefix+contracts.ImagePlannedV1 {
+		return nil
+	}
+	d, err := bus.Decode[contracts.ImagePlanned](in)
+	if err != nil || d.Image.Validate() != nil {
+		return nil // nobody's event
+	}
+	out, err := bus.NewEvent(contracts.ImageFailedV1, d.Image.String(), contracts.ImageFailed{
+		Registry: d.Image.Registry, Repository: d.Image.Repository, Tag: d.Tag, Digest: d.Image.Digest, Stage: Name, Message: reason.Error(),
+	})
+	if err != nil {
+		return nil
+	}
+	bus.Key(&out, d.Image.Digest)
+	return []event.Event{out}
 }

@@ -112,7 +112,7 @@ func Services() []Service {
 		{
 			Name:   "assembler",
 			Reads:  []string{c.ImagePlannedV1, c.ImageUnsupportedV1, c.ImageGoneV1, c.ImageFailedV1, c.LayerAnalyzedV1, c.LayerFailedV1},
-			Writes: []string{c.ImageAssembledV1, c.LayerRequestedV1}, Database: true, Blobs: AppendBlobs, Outbox: true,
+			Writes: []string{c.ImageAssembledV1, c.LayerRequestedV1, c.ImageFailedV1}, Database: true, Blobs: AppendBlobs, Outbox: true,
 		},
 		{
 			Name: "matcher", Reads: []string{c.ImageAssembledV1, c.ImageRematchV1}, Writes: []string{c.ImageMatchedV1, c.ImageFailedV1},
