@@ -49,6 +49,7 @@ type envelope struct {
 	Lane            string          `json:"lane"`
 	Traceparent     string          `json:"traceparent"`
 	PartitionKey    string          `json:"partitionkey"`
+	DataRef         string          `json:"dataref"`
 	Data            json.RawMessage `json:"data"`
 }
 

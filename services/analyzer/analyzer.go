@@ -406,6 +406,7 @@ func announce(req contracts.LayerRequested, r *record, reused bool) ([]event.Eve
 	if err != nil {
 		return nil, err
 	}
+	ev.SetExtension(contracts.ExtDataRef, data.Report.Digest)
 	bus.Key(&ev, req.Digest)
 	return []event.Event{ev}, nil
 }

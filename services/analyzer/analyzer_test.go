@@ -144,8 +144,8 @@ func analyzed(t *testing.T, out []event.Event) contracts.LayerAnalyzed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out[0].Subject() != d.Digest {
-		t.Errorf("subject %q", out[0].Subject())
+	if out[0].Subject() != d.Digest || out[0].Extensions()[contracts.ExtDataRef] != d.Report.Digest {
+		t.Errorf("subject %q, dataref %v", out[0].Subject(), out[0].Extensions()[contracts.ExtDataRef])
 	}
 	return d
 }

@@ -3,6 +3,7 @@ package assembler
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -191,7 +192,7 @@ func TestImageIsAssembledWhenAllIsThere(t *testing.T) {
 		t.Errorf("id %s subject %s", ev.ID(), ev.Subject())
 	}
 	want := map[string]any{
-		contracts.ExtLane: contracts.LaneBulk, contracts.ExtKey: im.Digest,
+		contracts.ExtLane: contracts.LaneBulk, contracts.ExtKey: im.Digest, contracts.ExtDataRef: d.Inventory.Digest,
 		contracts.ExtTraceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 	}
 	for name, value := range want {
@@ -346,6 +347,36 @@ func TestEventsThatAreNotUnderstood(t *testing.T) {
 		t.Error("a foreign event was accepted")
 	}
 	expect(t, "a tag that never was", f.handle(f.event(contracts.ImageFailedV1, "x", contracts.ImageFailed{Registry: "r.example", Repository: "a", Tag: "v1"})))
+}
+
+// TestDeadPlan: an image whose plan is given up has an end; nothing is said of layers.
+func TestDeadPlan(t *testing.T) {
+	f := newFixture(t)
+	p := plan(img("a", "image"), "base")
+	p.Tag = "v1"
+	out := dead(f.planned(p), errors.New("cannot be merged"))
+	if len(out) != 1 || out[0].Extensions()[contracts.ExtKey] != p.Image.Digest || out[0].Subject() != p.Image.String() {
+		t.Fatalf("got %v", out)
+	}
+	got, err := bus.Decode[contracts.ImageFailed](out[0])
+	want := contracts.ImageFailed{
+		Registry: p.Image.Registry, Repository: p.Image.Repository, Tag: "v1", Digest: p.Image.Digest, Stage: Name, Message: "cannot be merged",
+	}
+	if err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := f.s.record(out[0]); err != nil {
+		t.Errorf("assembler does not understand itself: %v", err)
+	}
+	for name, ev := range map[string]event.Event{
+		"a layer":    f.analyzed("base"),
+		"no image":   f.event(contracts.ImagePlannedV1, "x", contracts.ImagePlanned{}),
+		"not a plan": f.event(contracts.ImagePlannedV1, "x", "text"),
+	} {
+		if out := dead(ev, errors.New("x")); out != nil {
+			t.Errorf("%s: %v", name, out)
+		}
+	}
 }
 
 func TestConfigValidate(t *testing.T) {

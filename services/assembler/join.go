@@ -394,6 +394,7 @@ func (j *join) announce(ctx context.Context, row planRow, w work, inv inventory)
 		return bus.Permanent(err)
 	}
 	ev.SetID(contracts.JoinID(ev.Type(), ev.Subject(), inv.blob.Digest))
+	ev.SetExtension(contracts.ExtDataRef, inv.blob.Digest)
 	bus.Key(&ev, im.Digest)
 	row.mark(&ev)
 	j.out = append(j.out, ev)
