@@ -242,6 +242,7 @@ func (p *Planner) observe(ctx context.Context, h hint, out *events) (digest stri
 		return "", nil
 	}
 	tag := h.tagged()
+	asked := time.Now().UTC() // not after the answer: one that was slow is not the newer one
 	d, err := p.reg.Resolve(ctx, tag)
 	if err != nil && !errors.Is(err, registry.ErrNotFound) {
 		return "", err
@@ -255,7 +256,7 @@ func (p *Planner) observe(ctx context.Context, h hint, out *events) (digest stri
 	repo := tag.Registry + "/" + tag.Repository
 	out.add(contracts.TagObservedV1, tag.String(), repo, contracts.TagObserved{
 		Source: h.source, Registry: tag.Registry, Repository: tag.Repository, Tag: tag.Tag,
-		Digest: digest, ObservedAt: time.Now().UTC(),
+		Digest: digest, ObservedAt: asked,
 	})
 	return digest, nil
 }

@@ -223,6 +223,40 @@ func TestPushedImage(t *testing.T) {
 	}
 }
 
+// asked is a registry that notes when it was asked where tags point.
+type asked struct {
+	*registry.Client
+	at []time.Time
+}
+
+func (a *asked) Resolve(ctx context.Context, ref registry.Ref) (ocispec.Descriptor, error) {
+	a.at = append(a.at, time.Now())
+	return a.Client.Resolve(ctx, ref)
+}
+
+// What is observed is not newer than the question: an answer that took long
+// does not win over one that was asked for after it.
+func TestObservedBeforeTheAnswer(t *testing.T) {
+	w := newWorld(t)
+	w.image("app", "v1", "amd64", "layer")
+	reg := &asked{Client: w.client}
+	p, err := planner.New(planner.DefaultConfig(), map[string]scope.Scope{"hub": {Registry: w.host}}, reg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := time.Now()
+	for _, tag := range []string{"v1", "gone"} {
+		reg.at = nil
+		out, err := p.Handle(t.Context(), w.pushed("hub", "app", tag, ""))
+		if err != nil || len(reg.at) == 0 {
+			t.Fatalf("asked %d times, %v", len(reg.at), err)
+		}
+		if o := decode[contracts.TagObserved](t, out[0]); o.ObservedAt.After(reg.at[0]) || o.ObservedAt.Before(before) {
+			t.Errorf("%s: observed at %s, asked at %s", tag, o.ObservedAt, reg.at[0])
+		}
+	}
+}
+
 func TestTagThatHasMovedOn(t *testing.T) {
 	w := newWorld(t)
 	old := w.image("app", "v1", "amd64", "old")
