@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -92,14 +93,34 @@ func (h *host) list(ctx context.Context, what, field, next string, limit int,
 	if err != nil {
 		return Listing{}, &Error{Kind: ErrRefused, What: what, Detail: err.Error()}
 	}
-	switch {
+	last, asked := guess(next, limit)
+	switch n := len(page.Names); {
 	case linked:
 		page.Next = query
-	case len(page.Names) == limit:
+	case last != "" && slices.Contains(page.Names, last):
+		// It does not heed "last". What is shorter than asked for is all there is.
+		if n >= asked {
+			return Listing{}, &Error{Kind: ErrRefused, What: what, Detail: "it neither links to the next page nor gives what comes after a name"}
+		}
+	case n > 0 && (n == limit || n == asked):
 		// A registry need not send a link (distribution-spec, "Listing Tags": "last").
-		page.Next = url.Values{"last": {page.Names[limit-1]}, "n": {strconv.Itoa(limit)}}.Encode()
+		// One more is asked for, to know a registry that does not heed this either.
+		page.Next = url.Values{"last": {page.Names[n-1]}, "n": {strconv.Itoa(limit + 1)}}.Encode()
 	}
 	return page, nil
+}
+
+// guess reads after which name a query has a page begin, "" for none, and how
+// many names it asks for.
+func guess(query string, limit int) (last string, n int) {
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return "", limit // a registry's own link
+	}
+	if n, err = strconv.Atoi(q.Get("n")); err != nil {
+		n = limit
+	}
+	return q.Get("last"), n
 }
 
 // names reads one page. An answer without the list is no empty list.

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -117,6 +118,47 @@ func TestListingWithoutLinks(t *testing.T) {
 	})
 	if err != nil || !slices.Equal(got, all) || pages != 3 {
 		t.Errorf("%d pages, %v, %v", pages, got, err)
+	}
+}
+
+// Registries that do not heed "last", and send no link: one that heeds "n"
+// neither has given everything on its first page, the other cannot be listed.
+func TestListingOfWhatDoesNotHeedLast(t *testing.T) {
+	for _, tc := range []struct {
+		names   int
+		heedsN  bool
+		refused bool
+	}{
+		{names: 4},
+		{names: 5},
+		{names: 6},
+		{names: 12},
+		{names: 4, heedsN: true},
+		{names: 5, heedsN: true},
+		{names: 6, heedsN: true, refused: true},
+		{names: 12, heedsN: true, refused: true},
+	} {
+		t.Run(fmt.Sprintf("%d names, heeds n %v", tc.names, tc.heedsN), func(t *testing.T) {
+			c, name := listServer(t, func(w http.ResponseWriter, r *http.Request) {
+				n, err := strconv.Atoi(r.URL.Query().Get("n"))
+				if err != nil || !tc.heedsN {
+					n = tc.names
+				}
+				var page []string
+				for i := range min(n, tc.names) {
+					page = append(page, fmt.Sprintf(`"v%d"`, 9999-i)) // in no order
+				}
+				w.Header().Set("Content-Type", "application/json")
+				fmt.Fprintf(w, `{"name":"app","tags":[%s]}`, strings.Join(page, ","))
+			})
+			got, _, err := everything(t, func(next string) (Listing, error) {
+				return c.ListTags(t.Context(), name, "app", next, 5)
+			})
+			slices.Sort(got)
+			if tc.refused != errors.Is(err, ErrRefused) || !tc.refused && (err != nil || len(slices.Compact(got)) != tc.names) {
+				t.Errorf("%v, %v", got, err)
+			}
+		})
 	}
 }
 
