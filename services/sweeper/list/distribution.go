@@ -1,6 +1,11 @@
 package list
 
-import "context"
+import (
+	"context"
+	"errors"
+
+	"github.com/tidewaiter/tidewaiter/libs/registry"
+)
 
 // distribution lists through the registry itself: distribution's catalog and
 // distribution-spec's "Listing Tags". Within replaces the catalog where that
@@ -39,6 +44,11 @@ func (d *distribution) Tags(ctx context.Context, r Repository, next string) ([]T
 		return nil, "", err
 	}
 	l, err := d.o.Client.ListTags(ctx, d.o.Registry, r.Name, next, registryPage)
+	if next == "" && len(d.o.Within) == 0 && errors.Is(err, registry.ErrNotFound) {
+		// Distribution's catalog names repositories that have no tags, and does not
+		// know them when these are listed (NAME_UNKNOWN).
+		return nil, "", nil
+	}
 	if err != nil {
 		return nil, "", err
 	}

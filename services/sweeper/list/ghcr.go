@@ -20,7 +20,7 @@ func newGHCR(o Options) (Lister, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.authorize = bearer(o.Secret)
+	c.authorize, c.limit = bearer(o.Secret), "rate limit"
 	for _, owner := range o.Within {
 		kind, name, _ := strings.Cut(owner, "/")
 		if kind != "orgs" && kind != "users" || name == "" || strings.Contains(name, "/") {

@@ -1,6 +1,7 @@
 package list
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -24,6 +25,11 @@ const (
 	// maxAnswer bounds an answer, in bytes: a page of a hundred entries of a
 	// vendor that says a lot of each.
 	maxAnswer = 16 << 20
+	// maxRefusal bounds what is read of a refusal, in bytes.
+	maxRefusal = 4 << 10
+	// limitPause is how long GitHub wants to be left alone where a limit is reached
+	// of which its headers do not tell ("Exceeding the rate limit": secondary).
+	limitPause = time.Minute
 	// rateReset is the header with the Unix time at which GitHub's, GitLab's and
 	// Docker Hub's limits end.
 	rateReset = "X-Ratelimit-Reset"
@@ -35,6 +41,8 @@ type client struct {
 	http *http.Client
 	wait func(ctx context.Context) error
 	now  func() time.Time
+	// limit is what the body of a 403 holds that means a limit; empty: none does.
+	limit string
 	// authorize sets the credentials of a request; nil: there are none.
 	authorize func(ctx context.Context, h http.Header) error
 }
@@ -160,11 +168,17 @@ func (c *client) do(ctx context.Context, what, method, path string, query url.Va
 // is free text of a stranger.
 func (c *client) failed(what string, resp *http.Response) error {
 	e := &registry.Error{What: what, Status: resp.StatusCode, After: c.after(resp.Header)}
+	spent := resp.Header.Get("X-Ratelimit-Remaining") == "0"
+	if e.After == 0 && (spent || resp.StatusCode == http.StatusTooManyRequests) {
+		e.After = c.reset(resp.Header)
+	}
 	switch s := resp.StatusCode; {
 	case s == http.StatusTooManyRequests,
 		// GitHub says 403 where a limit is reached ("Exceeding the rate limit").
-		s == http.StatusForbidden && (resp.Header.Get("X-Ratelimit-Remaining") == "0" || resp.Header.Get("Retry-After") != ""):
+		s == http.StatusForbidden && (spent || resp.Header.Get("Retry-After") != ""):
 		e.Kind = registry.ErrThrottled
+	case s == http.StatusForbidden && c.limited(resp.Body):
+		e.Kind, e.After = registry.ErrThrottled, limitPause
 	case s == http.StatusUnauthorized, s == http.StatusForbidden:
 		e.Kind, e.Detail = registry.ErrUnauthorized, "check the sweep's credentials and what they may list"
 	case s == http.StatusNotFound:
@@ -187,10 +201,24 @@ func (c *client) after(h http.Header) time.Duration {
 			return max(at.Sub(c.now()), 0)
 		}
 	}
+	return 0
+}
+
+// reset says how long it is until a limit that is reached begins anew.
+func (c *client) reset(h http.Header) time.Duration {
 	if s, err := strconv.ParseInt(h.Get(rateReset), 10, 64); err == nil {
 		return max(time.Unix(s, 0).Sub(c.now()), 0)
 	}
 	return 0
+}
+
+// limited says whether the body of a 403 speaks of a limit.
+func (c *client) limited(body io.Reader) bool {
+	if c.limit == "" {
+		return false
+	}
+	text, err := io.ReadAll(io.LimitReader(body, maxRefusal))
+	return err == nil && bytes.Contains(bytes.ToLower(text), []byte(c.limit))
 }
 
 // cause says what went wrong on the network, without the address.

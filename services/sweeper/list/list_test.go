@@ -621,6 +621,98 @@ func TestDistribution(t *testing.T) {
 	}
 }
 
+// A repository that the catalog names and that is not known when its tags are
+// listed has none. One that the configuration names may be misspelt.
+func TestDistributionNamesRepositoriesWithoutTags(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/v2/_catalog":
+			write(w, object{"repositories": []string{"emptied", "vanishing"}})
+		case r.URL.Path == "/v2/vanishing/tags/list" && r.URL.Query().Get("last") == "":
+			w.Header().Set("Link", `</v2/vanishing/tags/list?last=1&n=1>; rel="next"`)
+			write(w, object{"name": "vanishing", "tags": []string{"1"}})
+		default:
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `{"errors":[{"code":"NAME_UNKNOWN","message":"repository name not known to registry"}]}`)
+		}
+	}))
+	t.Cleanup(s.Close)
+	host := strings.TrimPrefix(s.URL, "http://")
+	client, err := registry.New([]registry.Host{{Name: host, PlainHTTP: true}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		within     []string
+		repository string
+		want       error // of its last page
+	}{
+		{nil, "emptied", nil},
+		{[]string{"emptied"}, "emptied", registry.ErrNotFound},
+		{nil, "vanishing", registry.ErrNotFound}, // half of a list is none
+	} {
+		l, err := New(Options{API: Distribution, Registry: host, Within: tc.within, Client: client})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags, next, err := l.Tags(t.Context(), Repository{Name: tc.repository}, "")
+		if next != "" {
+			tags, next, err = l.Tags(t.Context(), Repository{Name: tc.repository}, next)
+		}
+		if !errors.Is(err, tc.want) || len(tags) != 0 || next != "" {
+			t.Errorf("%s within %v: %v, %q, %v; want %v", tc.repository, tc.within, tags, next, err, tc.want)
+		}
+	}
+}
+
+// How long an API is left alone: until its limit begins anew only where the
+// limit is reached, and a minute where GitHub says so in words only.
+func TestLimits(t *testing.T) {
+	now := time.Now()
+	anew := strconv.FormatInt(now.Add(time.Hour).Unix(), 10)
+	secondary := `{"message":"You have exceeded a secondary Rate Limit. Please wait a few minutes before you try again."}`
+	for _, tc := range []struct {
+		name     string
+		api      string
+		status   int
+		header   map[string]string
+		body     string
+		want     error
+		min, max time.Duration
+	}{
+		{"trouble", GHCR, 502, map[string]string{"X-RateLimit-Reset": anew, "X-RateLimit-Remaining": "4999"}, "", registry.ErrUnavailable, 0, 0},
+		{"not found", GHCR, 404, map[string]string{"X-RateLimit-Reset": anew, "X-RateLimit-Remaining": "4999"}, "", registry.ErrNotFound, 0, 0},
+		{"spent", GHCR, 403, map[string]string{"X-RateLimit-Reset": anew, "X-RateLimit-Remaining": "0"}, "", registry.ErrThrottled, 59 * time.Minute, time.Hour},
+		{"too many", GitLab, 429, map[string]string{"X-RateLimit-Reset": anew}, "", registry.ErrThrottled, 59 * time.Minute, time.Hour},
+		{"it says when", GHCR, 403, map[string]string{"Retry-After": "120", "X-RateLimit-Reset": anew}, secondary, registry.ErrThrottled, 2 * time.Minute, 2 * time.Minute},
+		{"secondary", GHCR, 403, map[string]string{"X-RateLimit-Reset": anew, "X-RateLimit-Remaining": "4999"}, secondary, registry.ErrThrottled, time.Minute, time.Minute},
+		{"forbidden", GHCR, 403, map[string]string{"X-RateLimit-Reset": anew, "X-RateLimit-Remaining": "4999"}, `{"message":"Resource not accessible"}`, registry.ErrUnauthorized, 0, 0},
+		{"another API", GitLab, 403, nil, secondary, registry.ErrUnauthorized, 0, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				for k, v := range tc.header {
+					w.Header().Set(k, v)
+				}
+				w.WriteHeader(tc.status)
+				fmt.Fprint(w, tc.body)
+			}))
+			t.Cleanup(s.Close)
+			within := map[string]string{GHCR: "orgs/acme", GitLab: "groups/acme"}[tc.api]
+			l, err := New(Options{API: tc.api, Registry: "registry.example.com", URL: s.URL, Within: []string{within}, Now: func() time.Time { return now }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _, err = l.Repositories(t.Context(), "")
+			var e *registry.Error
+			if !errors.Is(err, tc.want) || !errors.As(err, &e) || e.After < tc.min || e.After > tc.max {
+				t.Errorf("%v, want %v, left alone for %s to %s", err, tc.want, tc.min, tc.max)
+			}
+		})
+	}
+}
+
 func FuzzAnswers(f *testing.F) {
 	for _, s := range []string{
 		`[{"name":"team/app","digest":"sha256:0","tags":[{"name":"1"}]}]`, `{"repositories":[{"namespace":"a","name":"b"}],"next_page":"x"}`,
