@@ -204,10 +204,8 @@ func (b *Bus) Lag(ctx context.Context) (map[string]int64, error) {
 		return nil, fmt.Errorf("lag: %w", err)
 	}
 	asked := make(map[string][]kafka.OffsetRequest)
-	fetched := &kafka.OffsetFetchRequest{GroupID: b.Group(), Topics: make(map[string][]int)}
 	for p := range parts {
 		asked[p.topic] = append(asked[p.topic], kafka.FirstOffsetOf(p.partition), kafka.LastOffsetOf(p.partition))
-		fetched.Topics[p.topic] = append(fetched.Topics[p.topic], p.partition)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lagTimeout)
 	defer cancel()
@@ -215,20 +213,9 @@ func (b *Bus) Lag(ctx context.Context) (map[string]int64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lag: %w", err)
 	}
-	committed, err := b.client.OffsetFetch(ctx, fetched)
-	if err == nil {
-		err = committed.Error
-	}
+	at, err := b.committed(ctx, parts)
 	if err != nil {
-		return nil, fmt.Errorf("lag: committed offsets of %s: %w", b.Group(), err)
-	}
-	at := make(map[position]int64)
-	for topic, ps := range committed.Topics {
-		for _, p := range ps {
-			if p.Error == nil && p.CommittedOffset >= 0 {
-				at[position{topic, p.Partition}] = p.CommittedOffset
-			}
-		}
+		return nil, fmt.Errorf("lag: %w", err)
 	}
 	lag := make(map[string]int64, len(topics))
 	for topic, ps := range ends.Topics {
@@ -244,6 +231,81 @@ func (b *Bus) Lag(ctx context.Context) (map[string]int64, error) {
 		}
 	}
 	return lag, nil
+}
+
+// committed returns the offsets that the service has committed, of partitions
+// of which it has committed any.
+func (b *Bus) committed(ctx context.Context, parts map[position]int) (map[position]int64, error) {
+	asked := &kafka.OffsetFetchRequest{GroupID: b.Group(), Topics: make(map[string][]int)}
+	for p := range parts {
+		asked.Topics[p.topic] = append(asked.Topics[p.topic], p.partition)
+	}
+	answer, err := b.client.OffsetFetch(ctx, asked)
+	if err == nil {
+		err = answer.Error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("committed offsets of %s: %w", b.Group(), err)
+	}
+	at := make(map[position]int64)
+	for topic, ps := range answer.Topics {
+		for _, p := range ps {
+			if p.Error == nil && p.CommittedOffset >= 0 {
+				at[position{topic, p.Partition}] = p.CommittedOffset
+			}
+		}
+	}
+	return at, nil
+}
+
+// ReadUpTo says whether the service has handled all named events (contracts
+// names) that were sent before a moment, in both lanes, as the broker says: the
+// offsets that it committed against those of the first message from then on.
+// What waits in its retry topics counts as handled.
+func (b *Bus) ReadUpTo(ctx context.Context, t time.Time, names ...string) (bool, error) {
+	var topics []string
+	for _, name := range names {
+		kind, err := b.kindNamed(name)
+		if err != nil {
+			return false, err
+		}
+		topics = append(topics, b.topicsOf(kind)...)
+	}
+	parts, err := b.partitions(ctx, func(topic string) bool { return contains(topics, topic) })
+	if err != nil {
+		return false, fmt.Errorf("read up to %s: %w", t, err)
+	}
+	asked := make(map[string][]kafka.OffsetRequest)
+	for p := range parts {
+		asked[p.topic] = append(asked[p.topic], kafka.FirstOffsetOf(p.partition), kafka.LastOffsetOf(p.partition), kafka.TimeOffsetOf(p.partition, t))
+	}
+	ctx, cancel := context.WithTimeout(ctx, lagTimeout)
+	defer cancel()
+	offsets, err := b.client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: asked})
+	if err != nil {
+		return false, fmt.Errorf("read up to %s: %w", t, err)
+	}
+	at, err := b.committed(ctx, parts)
+	if err != nil {
+		return false, fmt.Errorf("read up to %s: %w", t, err)
+	}
+	for topic, ps := range offsets.Topics {
+		for _, p := range ps {
+			if p.Error != nil {
+				return false, fmt.Errorf("read up to %s: offsets of %s/%d: %w", t, topic, p.Partition, p.Error)
+			}
+			until := p.LastOffset
+			for offset := range p.Offsets {
+				if offset >= 0 { // there is a message from then on
+					until = offset
+				}
+			}
+			if max(at[position{topic, p.Partition}], p.FirstOffset) < until {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
 }
 
 // watchLag keeps the lag metric until ctx ends.

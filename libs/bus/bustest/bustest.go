@@ -65,6 +65,7 @@ func Run(t *testing.T, broker func(t *testing.T) Broker) {
 		{"dropped letters are out of sight", dropped},
 		{"a summary counts kinds", summary},
 		{"lag is what waits", lag},
+		{"what was sent before a moment is read or not", readUpTo},
 		{"what is too large is refused", tooLarge},
 		{"what is too large to be deferred is a dead letter", tooLargeToDefer},
 		{"many events at once are stored", manyAtOnce},

@@ -323,6 +323,53 @@ func lag(r *rig) {
 	r.caughtUp(b)
 }
 
+// readUpTo holds the last of three events back, which were sent one after the other.
+func readUpTo(r *rig) {
+	b := r.bus("planner")
+	hold, held := make(chan struct{}), make(chan struct{}, 1)
+	r.consume(b, bus.Subscription{Events: []string{contracts.ImagePushedV1}, Handler: func(ctx context.Context, in event.Event) ([]event.Event, error) {
+		if !strings.HasSuffix(in.ID(), "a-2") {
+			return nil, nil
+		}
+		held <- struct{}{}
+		select {
+		case <-hold:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}})
+	read := func(at time.Time) bool {
+		r.Helper()
+		read, err := b.ReadUpTo(r.Context(), at, contracts.ImagePushedV1)
+		r.must(err)
+		return read
+	}
+	if !read(time.Now()) {
+		r.Error("nothing was sent, and it is not read")
+	}
+	r.must(b.Publish(r.Context(), r.pushed("a", 0, contracts.LaneFresh), r.pushed("a", 1, contracts.LaneBulk)))
+	r.caughtUp(b)
+	if !read(time.Now()) {
+		r.Error("everything was handled, and it is not read")
+	}
+	before := time.Now()
+	r.must(b.Publish(r.Context(), r.pushed("a", 2, contracts.LaneBulk)))
+	<-held
+	after := time.Now().Add(time.Second)
+	if !read(before) || read(after) {
+		r.Errorf("while one is handled: up to the moment before it %v, want true; after it %v, want false", read(before), read(after))
+	}
+	close(hold)
+	r.caughtUp(b)
+	if !read(after) {
+		r.Error("it was handled, and is not read")
+	}
+	if _, err := b.ReadUpTo(r.Context(), after, "nothing.v1"); !errors.Is(err, bus.ErrUnknownEvent) {
+		r.Errorf("an unknown event: %v", err)
+	}
+}
+
 func tooLarge(r *rig) {
 	b := r.bus("planner")
 	r.must(b.EnsureTopics(r.Context(), contracts.ImagePushedV1))
