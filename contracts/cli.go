@@ -358,29 +358,33 @@ type Sweep struct {
 	FinishedAt  *time.Time   `json:"finishedAt"`        // null: it is not finished
 	SecondsLeft *int64       `json:"secondsLeft"`       // an estimate; null: there is none
 	Figures     SweepFigures `json:"figures"`
-	Unlisted    []Unlisted   `json:"unlisted"` // repositories that could not be listed, at most 100
+	Unlisted    []Unlisted   `json:"unlisted"` // what could not be listed, at most 100 repositories and 100 tags
 }
 
 // SweepFigures are the counts of a sweep.
 type SweepFigures struct {
-	Repositories int `json:"repositories"` // listed
-	Tags         int `json:"tags"`         // listed
-	Missed       int `json:"missed"`       // tags whose image was not known, and was pushed into the bulk lane
-	Deleted      int `json:"deleted"`      // tags that are known and were not listed: hints that planner confirms
-	Checked      int `json:"checked"`      // images whose statements were looked for
-	Unstated     int `json:"unstated"`     // of them, those that lack some, or never had any
-	Unlisted     int `json:"unlisted"`     // repositories that could not be listed
-	Changed      int `json:"changed"`      // tags that were pushed or moved since the last complete sweep
-	Heard        int `json:"heard"`        // of them, those that a webhook told of
-	Lost         int `json:"lost"`         // of them, those of which no webhook came within the source's grace
-	Pending      int `json:"pending"`      // of them, those that are within it
+	Repositories int `json:"repositories"`      // listed
+	Tags         int `json:"tags"`              // listed
+	Missed       int `json:"missed"`            // tags whose image was not known, and was pushed into the bulk lane
+	Deleted      int `json:"deleted"`           // tags that are known and were not listed: hints that planner confirms
+	Checked      int `json:"checked"`           // images whose statements were looked for
+	Unstated     int `json:"unstated"`          // of them, those that lack some, or never had any
+	Unasked      int `json:"unasked,omitempty"` // of Checked, those whose statements the registry did not tell
+	Unlisted     int `json:"unlisted"`          // repositories that could not be listed
+	Unread       int `json:"unread,omitempty"`  // tags of which the registry did not say where they point
+	Changed      int `json:"changed"`           // tags that were pushed or moved since the last complete sweep
+	Heard        int `json:"heard"`             // of them, those that a webhook told of
+	Lost         int `json:"lost"`              // of them, those of which no webhook came within the source's grace
+	Pending      int `json:"pending"`           // of them, those that are within it
 	// ShareLost is Lost of Heard and Lost, 0…1; null: there were none.
 	ShareLost *float64 `json:"shareLost"`
 }
 
-// Unlisted is a repository whose tags could not be listed.
+// Unlisted is a repository whose tags could not be listed, or one tag that could
+// not be read.
 type Unlisted struct {
 	Repository string `json:"repository"`
+	Tag        string `json:"tag,omitempty"` // absent: the repository as a whole
 	Reason     string `json:"reason"`
 }
 

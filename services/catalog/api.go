@@ -36,6 +36,7 @@ const requestTimeout = 30 * time.Second
 //	POST /v1/rematch                             {"ref": registry/repository[:tag|@digest] or a digest} or {"all": true} → {"images": n}: they are matched again
 //	GET /v1/outcome?push=&subject=               Outcome of a push that was submitted by hand, by the id and subject of its event
 //	POST /v1/known                               KnownQuery → {"tags": [KnownTag]}
+//	GET /v1/read?until=                          {"read": whether all pushes that were sent before this time (RFC 3339) are known here}
 //	GET /v1/standings?registry=&limit=&after=    {"images": [Standing], "total": n, "next": repository@digest or null}
 //	GET /v1/tags?registry=&limit=&after=         {"tags": [RepositoryTag], "next": repository:tag or null}
 //
@@ -60,6 +61,7 @@ func newAPI(s *Service, tokens func() ([]string, error)) http.Handler {
 	mux.Handle("POST /v1/rematch", a.protected(a.rematch))
 	mux.Handle("GET /v1/outcome", a.protected(a.outcome))
 	mux.Handle("POST /v1/known", a.protected(a.known))
+	mux.Handle("GET /v1/read", a.protected(a.read))
 	mux.Handle("GET /v1/standings", a.protected(a.standings))
 	mux.Handle("GET /v1/tags", a.protected(a.tags))
 	return mux

@@ -55,7 +55,8 @@ type Config struct {
 	Tick time.Duration `yaml:"tick"`
 	// KeepBlobs is after how long blobs that no current image refers to are
 	// deleted; KeepOutputs the same for remembered outputs of handled events and
-	// KeepTimeline for the timeline. Both must be longer than Kafka keeps events.
+	// KeepTimeline for the timeline and for what webhooks told of. Both must be
+	// longer than Kafka keeps events.
 	KeepBlobs    time.Duration `yaml:"keepBlobs"`
 	KeepOutputs  time.Duration `yaml:"keepOutputs"`
 	KeepTimeline time.Duration `yaml:"keepTimeline"`
@@ -106,7 +107,10 @@ type Service struct {
 	bus Publisher
 	log *slog.Logger
 
-	sending   sync.Mutex // one sender at a time, so that events leave in order
+	sending sync.Mutex // one sender at a time, so that events leave in order
+	// readUpTo says whether all pushes that were sent before a moment are recorded;
+	// nil: they are.
+	readUpTo  func(ctx context.Context, t time.Time) (bool, error)
 	summaries summaryCache
 	drawing   sync.Mutex    // one at a time draws the consequences of snapshots
 	wake      chan struct{} // that there are some to draw
@@ -149,6 +153,9 @@ func Run(ctx context.Context, env *run.Env) error {
 	s, err := New(ctx, cfg, db, b, env.Log)
 	if err != nil {
 		return err
+	}
+	s.readUpTo = func(ctx context.Context, t time.Time) (bool, error) {
+		return b.ReadUpTo(ctx, t, contracts.ImagePushedV1)
 	}
 	produces := []string{contracts.FindingOpenedV1, contracts.FindingChangedV1, contracts.FindingClosedV1, contracts.ImageRematchV1}
 	if err := b.EnsureTopics(ctx, append(produces, Consumes()...)...); err != nil {

@@ -256,10 +256,13 @@ func (s *Service) CleanUp(ctx context.Context, now time.Time) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM catalog_timeline WHERE time < $1`, now.Add(-s.cfg.KeepTimeline).UnixNano()); err != nil {
 			return err
 		}
+		if err := forgetHeard(ctx, tx, now.Add(-s.cfg.KeepTimeline)); err != nil {
+			return err
+		}
 		return forgetInventories(ctx, tx)
 	})
 	if err != nil {
-		return fmt.Errorf("prune timeline and index: %w", err)
+		return fmt.Errorf("prune timeline, webhooks and index: %w", err)
 	}
 	s.log.InfoContext(ctx, "cleaned up", "blobs_kept", len(blobs), "blobs_expired", expired, "outputs_forgotten", pruned)
 	return nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
+	"github.com/tidewaiter/tidewaiter/libs/bus"
 )
 
 // This file answers sweeper, which compares registries with what is known here.
@@ -26,9 +27,6 @@ type KnownQuery struct {
 	Registry   string   `json:"registry"`
 	Repository string   `json:"repository"`
 	Tags       []Tagged `json:"tags"`
-	// Since bounds what a webhook without a digest may be about: one that came
-	// before is about an earlier push of its tag.
-	Since time.Time `json:"since"`
 }
 
 // KnownTag is what is known of one tag of a KnownQuery.
@@ -36,7 +34,9 @@ type KnownTag struct {
 	Tagged
 	At    string `json:"at"`    // digest that the tag is known to point at; "": unknown, or gone
 	State string `json:"state"` // of the image with Digest; "": unknown
-	Heard bool   `json:"heard"` // whether a webhook told of this push
+	// HeardAt is when a webhook last told of this tag at this digest, or of one of
+	// them without the other; zero: none did, or it is forgotten (KeepTimeline).
+	HeardAt time.Time `json:"heardAt,omitzero"`
 }
 
 // Known says what is known of tags, in their order.
@@ -54,15 +54,26 @@ func (s *Service) Known(ctx context.Context, q KnownQuery) ([]KnownTag, error) {
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return nil, fmt.Errorf("read image: %w", err)
 		}
-		err = s.db.QueryRowContext(ctx, `SELECT COUNT(*) > 0 FROM catalog_heard WHERE registry = $1 AND repository = $2
-			AND (digest = $4 AND tag IN ($3, '') OR digest = '' AND tag = $3 AND heard_at >= $5)`,
-			q.Registry, q.Repository, t.Tag, t.Digest, q.Since.UnixNano()).Scan(&k.Heard)
+		var heard int64
+		err = s.db.QueryRowContext(ctx, `SELECT COALESCE(MAX(heard_at), 0) FROM catalog_heard WHERE registry = $1 AND repository = $2
+			AND (digest = $4 AND tag IN ($3, '') OR digest = '' AND tag = $3)`, q.Registry, q.Repository, t.Tag, t.Digest).Scan(&heard)
 		if err != nil {
 			return nil, fmt.Errorf("read webhooks: %w", err)
+		}
+		if heard > 0 {
+			k.HeardAt = time.Unix(0, heard).UTC()
 		}
 		known = append(known, k)
 	}
 	return known, nil
+}
+
+// ReadUpTo says whether all pushes that were sent before a moment are known here.
+func (s *Service) ReadUpTo(ctx context.Context, t time.Time) (bool, error) {
+	if s.readUpTo == nil {
+		return true, nil
+	}
+	return s.readUpTo(ctx, t)
 }
 
 // Standing is an image that should carry statements.
@@ -73,6 +84,9 @@ type Standing struct {
 	Statements []string  `json:"statements"` // manifests that were attached; none of an image that was attested before this was kept
 	SignedAt   time.Time `json:"signedAt,omitzero"`
 }
+
+// Position is where a listing goes on after this image.
+func (s Standing) Position() string { return s.Repository + "@" + s.Digest }
 
 // Standings lists a registry's images that should carry statements, in the
 // order of repository and digest, after the given ones, and how many there are
@@ -115,11 +129,12 @@ func (s *Service) Standings(ctx context.Context, registry, repository, digest st
 type RepositoryTag struct {
 	Repository string `json:"repository"`
 	Tagged
+	ObservedAt time.Time `json:"observedAt"` // when it pointed there
 }
 
 // Tags lists a registry's tags in the order of repository and tag, after the given ones.
 func (s *Service) Tags(ctx context.Context, registry, repository, tag string, limit int) ([]RepositoryTag, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT repository, tag, digest FROM catalog_tags
+	rows, err := s.db.QueryContext(ctx, `SELECT repository, tag, digest, observed_at FROM catalog_tags
 		WHERE registry = $1 AND (repository, tag) > ($2, $3) AND digest <> '' ORDER BY repository, tag LIMIT $4`, registry, repository, tag, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read tags: %w", err)
@@ -128,9 +143,11 @@ func (s *Service) Tags(ctx context.Context, registry, repository, tag string, li
 	list := []RepositoryTag{}
 	for rows.Next() {
 		var t RepositoryTag
-		if err := rows.Scan(&t.Repository, &t.Tag, &t.Digest); err != nil {
+		var observed int64
+		if err := rows.Scan(&t.Repository, &t.Tag, &t.Digest, &observed); err != nil {
 			return nil, fmt.Errorf("read tags: %w", err)
 		}
+		t.ObservedAt = time.Unix(0, observed).UTC()
 		list = append(list, t)
 	}
 	return list, rows.Err()
@@ -143,6 +160,14 @@ func (b *batch) heard(ctx context.Context, d contracts.ImagePushed, at time.Time
 		d.Registry, d.Repository, d.Tag, d.Digest, at.UnixNano())
 	if err != nil {
 		return fmt.Errorf("store webhook: %w", err)
+	}
+	return nil
+}
+
+// forgetHeard deletes webhooks that came before a moment.
+func forgetHeard(ctx context.Context, tx *sql.Tx, before time.Time) error {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM catalog_heard WHERE heard_at < $1`, before.UnixNano()); err != nil {
+		return fmt.Errorf("forget webhooks: %w", err)
 	}
 	return nil
 }
@@ -186,6 +211,19 @@ func (a *api) known(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+func (a *api) read(w http.ResponseWriter, r *http.Request) error {
+	until, err := time.Parse(time.RFC3339Nano, r.URL.Query().Get("until"))
+	if err != nil {
+		return fmt.Errorf("until is not an RFC 3339 time: %w", errBadRequest)
+	}
+	read, err := a.s.ReadUpTo(r.Context(), until)
+	if err != nil {
+		return bus.Unavailable(fmt.Errorf("ask Kafka what is read: %w", err))
+	}
+	a.answer(w, r, http.StatusOK, map[string]bool{"read": read})
+	return nil
+}
+
 func (a *api) standings(w http.ResponseWriter, r *http.Request) error {
 	registry, limit, err := listingOf(r)
 	if err != nil {
@@ -198,7 +236,7 @@ func (a *api) standings(w http.ResponseWriter, r *http.Request) error {
 	}
 	var next *string
 	if len(images) == limit {
-		after := images[limit-1].Repository + "@" + images[limit-1].Digest
+		after := images[limit-1].Position()
 		next = &after
 	}
 	a.answer(w, r, http.StatusOK, map[string]any{"images": images, "total": total, "next": next})

@@ -1,7 +1,9 @@
 package catalog
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -20,8 +22,8 @@ func (f *fixture) pushedBy(cause, repository, tag, digest string, at time.Time) 
 	}))
 }
 
-// What is known of a tag: where it points, how far its image is, and whether a
-// webhook told of this push.
+// What is known of a tag: where it points, how far its image is, and when a
+// webhook told of it.
 func TestKnown(t *testing.T) {
 	f := newFixture(t)
 	one, two := img("a", "one"), img("a", "two")
@@ -32,33 +34,50 @@ func TestKnown(t *testing.T) {
 	f.pushedBy(contracts.CausePush, "a", "tag-only", "", before)
 	f.pushedBy(contracts.CauseSubmit, "a", "by-hand", dig("three"), before)
 	f.pushedBy(contracts.CauseSweep, "a", "swept", dig("four"), before)
-	ask := func(since time.Time, tags ...Tagged) []KnownTag {
+	ask := func(tags ...Tagged) []KnownTag {
 		t.Helper()
-		known, err := f.s.Known(t.Context(), KnownQuery{Registry: "r.example", Repository: "a", Since: since, Tags: tags})
+		known, err := f.s.Known(t.Context(), KnownQuery{Registry: "r.example", Repository: "a", Tags: tags})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return known
 	}
 	moved := dig("moved")
-	got := ask(before.Add(-time.Minute),
-		Tagged{"1", one.Digest}, Tagged{"1", moved}, Tagged{"2", two.Digest}, Tagged{"tag-only", moved},
+	got := ask(Tagged{"1", one.Digest}, Tagged{"1", moved}, Tagged{"2", two.Digest}, Tagged{"tag-only", moved},
 		Tagged{"by-hand", dig("three")}, Tagged{"swept", dig("four")}, Tagged{"new", dig("new")})
+	never := time.Time{}
 	want := []KnownTag{
-		{Tagged{"1", one.Digest}, one.Digest, StatePlanned, true},
-		{Tagged{"1", moved}, one.Digest, "", false},
-		{Tagged{"2", two.Digest}, "", StatePushed, true},
-		{Tagged{"tag-only", moved}, "", "", true},
-		{Tagged{"by-hand", dig("three")}, "", StatePushed, false},
-		{Tagged{"swept", dig("four")}, "", StatePushed, false},
-		{Tagged{"new", dig("new")}, "", "", false},
+		{Tagged{"1", one.Digest}, one.Digest, StatePlanned, before},
+		{Tagged{"1", moved}, one.Digest, "", never},
+		{Tagged{"2", two.Digest}, "", StatePushed, before.Add(time.Minute)},
+		{Tagged{"tag-only", moved}, "", "", before},
+		{Tagged{"by-hand", dig("three")}, "", StatePushed, never},
+		{Tagged{"swept", dig("four")}, "", StatePushed, never},
+		{Tagged{"new", dig("new")}, "", "", never},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v\nwant %+v", got, want)
 	}
-	// a webhook without a digest is about the pushes of its time only
-	if got := ask(before.Add(30*time.Second), Tagged{"tag-only", moved}); got[0].Heard {
-		t.Error("a webhook about an earlier push of the tag counts for a later one")
+	// of several webhooks the last counts, also where it names the digest only
+	f.pushedBy(contracts.CausePush, "a", "", one.Digest, before.Add(2*time.Minute))
+	if got := ask(Tagged{"1", one.Digest}); !got[0].HeardAt.Equal(before.Add(2 * time.Minute)) {
+		t.Errorf("heard at %s, want two minutes after %s", got[0].HeardAt, before)
+	}
+}
+
+// What webhooks told of is forgotten with the timeline.
+func TestHeardIsForgotten(t *testing.T) {
+	f := newFixture(t)
+	now := time.Now().UTC()
+	old, recent := now.Add(-f.s.cfg.KeepTimeline-time.Minute), now.Add(-f.s.cfg.KeepTimeline+time.Minute)
+	f.pushedBy(contracts.CausePush, "a", "old", dig("old"), old)
+	f.pushedBy(contracts.CausePush, "a", "recent", dig("recent"), recent)
+	if err := f.s.CleanUp(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	got, err := f.s.Known(t.Context(), KnownQuery{Registry: "r.example", Repository: "a", Tags: []Tagged{{"old", dig("old")}, {"recent", dig("recent")}}})
+	if err != nil || !got[0].HeardAt.IsZero() || !got[1].HeardAt.Equal(recent) {
+		t.Errorf("%+v, %v, want the second only, heard at %s", got, err, recent)
 	}
 }
 
@@ -116,6 +135,9 @@ func TestSweepersAPI(t *testing.T) {
 		}
 		for _, tag := range page.Tags {
 			seen = append(seen, tag.Repository+":"+tag.Tag)
+			if tag.ObservedAt.IsZero() || tag.ObservedAt.After(time.Now().Add(time.Hour)) {
+				t.Errorf("%s was observed at %s", tag.Tag, tag.ObservedAt)
+			}
 		}
 		if page.Next == nil {
 			break
@@ -125,8 +147,27 @@ func TestSweepersAPI(t *testing.T) {
 	if !slices.Equal(seen, []string{"a:1", "a:2", "a:3", "b:1"}) {
 		t.Errorf("%v", seen)
 	}
+	until := ""
+	f.s.readUpTo = func(_ context.Context, t time.Time) (bool, error) {
+		until = t.Format(time.RFC3339Nano)
+		return t.Year() < 2026, errors.Join(map[int]error{2030: errors.New("kafka: away")}[t.Year()])
+	}
+	for at, want := range map[string]struct {
+		status int
+		body   string
+	}{
+		"2025-05-04T03:02:01.5Z": {http.StatusOK, `{"read":true}`},
+		"2027-05-04T03:02:01Z":   {http.StatusOK, `{"read":false}`},
+		"2030-05-04T03:02:01Z":   {http.StatusServiceUnavailable, `{"error":"Service Unavailable"}`},
+		"yesterday":              {http.StatusBadRequest, `until is not an RFC 3339 time`},
+	} {
+		if status, body := get("/v1/read?until="+at, "Bearer s3cret"); status != want.status || !strings.Contains(body, want.body) || status == http.StatusOK && until != at {
+			t.Errorf("read until %s: %d %s, asked until %s", at, status, body, until)
+		}
+	}
 	for path, want := range map[string]int{
-		"/v1/tags?registry=r.example": 401, "/v1/standings?registry=r.example": 401,
+		"/v1/read?until=2027-05-04T03:02:01Z": 401,
+		"/v1/tags?registry=r.example":         401, "/v1/standings?registry=r.example": 401,
 	} {
 		if status, _ := get(path, "Bearer wrong"); status != want {
 			t.Errorf("%s: %d", path, status)

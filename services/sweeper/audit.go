@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,47 +26,79 @@ func (s *Sweeper) statements(ctx context.Context, src *source, p *progress) erro
 			return err
 		}
 		p.Total = total
-		var send []event.Event
-		checked, unstated := 0, 0
-		for _, image := range images {
-			if !src.rules.Wanted(image.Repository) {
-				continue
-			}
-			lacking, err := s.lacking(ctx, src, image)
-			if err != nil {
-				return err
-			}
-			checked++
-			if !lacking {
-				continue
-			}
-			unstated++
-			ev, err := pushed(src, image.Repository, list.Tag{Digest: image.Digest}, contracts.CauseStatement, p.id, s.Now())
-			if err != nil {
-				return err
-			}
-			send = append(send, ev)
-		}
+		page := s.audit(ctx, src, p, images)
 		if p.DryRun {
-			send = nil
+			page.send = nil
 		}
-		if err := s.publish(ctx, src, contracts.CauseStatement, send); err != nil {
+		if err := s.publish(ctx, src, contracts.CauseStatement, page.send); err != nil {
 			return err
 		}
-		p.Figures.Checked += checked
-		p.Figures.Unstated += unstated
-		p.Next, p.Pauses = next, 0
-		if next == "" {
+		p.Figures.Checked += page.checked
+		p.Figures.Unstated += page.unstated
+		p.Figures.Unasked += page.unasked
+		switch {
+		case page.err != nil:
+			p.Next = page.last
+		case next == "":
 			p.enter(phaseDeleted)
+		default:
+			p.Next = next
 		}
 		src.pace.advance(p.Figures)
-		if err := p.save(ctx, s.DB.ExecContext); err != nil || next == "" {
+		if err := p.save(ctx, s.DB.ExecContext); err != nil {
 			return err
+		}
+		if page.err != nil || next == "" {
+			return page.err
 		}
 	}
 }
 
-// lacking says whether statements of an image are missing in the registry.
+// audited is what was found of some images.
+type audited struct {
+	checked, unstated, unasked int
+	send                       []event.Event
+	last                       string // position after the last of them
+	err                        error  // why it was the last; nil: there were no more
+}
+
+// audit looks for the statements of images, one after the other. One whose
+// referrers the registry does not tell, or cannot serve after some pauses, is
+// passed over: it is not known whether it lacks any.
+func (s *Sweeper) audit(ctx context.Context, src *source, p *progress, images []catalog.Standing) audited {
+	a := audited{last: p.Next}
+	for _, image := range images {
+		if src.rules.Wanted(image.Repository) {
+			lacking, err := s.lacking(ctx, src, image)
+			switch {
+			case err == nil:
+				p.Pauses = 0
+			case ctx.Err() == nil && (fact(err) || errors.Is(err, registry.ErrUnavailable) && p.Pauses >= maxPauses):
+				s.Log.WarnContext(ctx, "statements of an image cannot be looked for", slog.String("source", src.id),
+					slog.String("image", src.Registry+"/"+image.Position()), slog.Any("error", err))
+				a.unasked++
+			default:
+				a.err = err
+				return a
+			}
+			if lacking {
+				ev, err := pushed(src, image.Repository, list.Tag{Digest: image.Digest}, contracts.CauseStatement, p.id, s.Now())
+				if err != nil {
+					a.err = err
+					return a
+				}
+				a.send = append(a.send, ev)
+				a.unstated++
+			}
+			a.checked++
+		}
+		a.last = image.Position()
+	}
+	return a
+}
+
+// lacking says whether statements of an image are missing in the registry. They
+// are where the image is gone: planner finds out what became of it.
 func (s *Sweeper) lacking(ctx context.Context, src *source, image catalog.Standing) (bool, error) {
 	if image.State == catalog.StateFailed {
 		return true, nil
@@ -80,8 +113,11 @@ func (s *Sweeper) lacking(ctx context.Context, src *source, image catalog.Standi
 		listed, api, err = s.Registry.AllReferrers(ctx, ref)
 		return err
 	})
+	if errors.Is(err, registry.ErrNotFound) {
+		return true, nil
+	}
 	if err != nil {
-		return s.unasked(ctx, ref, err)
+		return false, err
 	}
 	present, bundles := map[string]bool{}, 0
 	for _, d := range listed {
@@ -115,23 +151,10 @@ func (s *Sweeper) lacking(ctx context.Context, src *source, image catalog.Standi
 			return true, nil
 		}
 		if err != nil {
-			return s.unasked(ctx, ref, err)
+			return false, err
 		}
 	}
 	return false, nil
-}
-
-// unasked says of an image whose referrers a registry does not tell that
-// nothing is lacking: it is not known. Outages are returned.
-func (s *Sweeper) unasked(ctx context.Context, ref registry.Ref, err error) (bool, error) {
-	switch {
-	case errors.Is(err, registry.ErrNotFound):
-		return true, nil // planner finds out what became of the image
-	case fact(err):
-		s.Log.WarnContext(ctx, "statements of an image cannot be looked for", "image", ref.String(), "error", err)
-		return false, nil
-	}
-	return false, err
 }
 
 // deleted reports tags that are known and that the registry does not list any
@@ -177,10 +200,14 @@ func (s *Sweeper) deleted(ctx context.Context, src *source, p *progress) error {
 }
 
 // unseen says whether this sweep would have listed a tag if it were there: its
-// repository was listed as a whole, or is not there where it was before.
+// repository was listed as a whole, or is not there where it was before. What
+// was pushed since the sweep began may be newer than its listing.
 func (s *Sweeper) unseen(ctx context.Context, src *source, p *progress, t catalog.RepositoryTag) (bool, error) {
 	if left, err := src.rules.Push(src.Registry, t.Repository, t.Tag); left != "" || err != nil {
 		return false, nil //nolint:nilerr // what the source is not about was not looked at
+	}
+	if t.ObservedAt.After(p.started()) {
+		return false, nil
 	}
 	var sweep, listed int64
 	var failure string

@@ -53,6 +53,15 @@ func (c *catalogAPI) Known(ctx context.Context, q catalog.KnownQuery) ([]catalog
 	return answer.Tags, nil
 }
 
+// ReadUpTo says whether catalog knows all pushes that were sent before a moment.
+func (c *catalogAPI) ReadUpTo(ctx context.Context, until time.Time) (bool, error) {
+	var answer struct {
+		Read bool `json:"read"`
+	}
+	err := c.do(ctx, http.MethodGet, "/v1/read?"+url.Values{"until": {until.UTC().Format(time.RFC3339Nano)}}.Encode(), nil, &answer)
+	return answer.Read, err
+}
+
 // Standings returns a page of the images that should carry statements, and how
 // many there are in all.
 func (c *catalogAPI) Standings(ctx context.Context, registry, after string, limit int) (page []catalog.Standing, next string, total int, err error) {

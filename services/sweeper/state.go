@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/tidewaiter/tidewaiter/contracts"
@@ -42,18 +44,22 @@ type body struct {
 	Next       string                 `json:"next,omitempty"`       // position in the listing of the phase
 	Pages      int                    `json:"pages,omitempty"`      // of that listing so far
 	Listed     int                    `json:"listed,omitempty"`     // tags of Repository so far
-	Pauses     int                    `json:"pauses,omitempty"`     // at this position
+	Unread     int                    `json:"unread,omitempty"`     // of Repository so far, tags that could not be read
+	Pauses     int                    `json:"pauses,omitempty"`     // since the registry last served what was asked for
 	Total      int                    `json:"total,omitempty"`      // images to check in phase statements
 	Message    string                 `json:"message,omitempty"`
 	FinishedAt time.Time              `json:"finishedAt,omitzero"`
 	Figures    contracts.SweepFigures `json:"figures"`
 }
 
+// running says whether a sweep, if there is one, is not finished.
+func (p *progress) running() bool { return p != nil && p.state == contracts.SweepRunning }
+
 func (p *progress) started() time.Time { return time.Unix(0, p.id).UTC() }
 
 // enter begins a phase.
 func (p *progress) enter(phase string) {
-	p.Phase, p.Repository, p.Inside, p.Next, p.Pages, p.Listed, p.Pauses = phase, "", false, "", 0, 0, 0
+	p.Phase, p.Repository, p.Inside, p.Next, p.Pages, p.Listed, p.Unread, p.Pauses = phase, "", false, "", 0, 0, 0, 0
 }
 
 // execute runs a statement, in a transaction or not.
@@ -91,38 +97,101 @@ func load(ctx context.Context, q querier, source string, id int64) (*progress, e
 	if err != nil {
 		return nil, fmt.Errorf("read sweep: %w", err)
 	}
+	return p, p.decode(encoded)
+}
+
+func (p *progress) decode(encoded string) error {
 	if err := json.Unmarshal([]byte(encoded), &p.body); err != nil {
-		return nil, fmt.Errorf("decode sweep: %w", err)
+		return fmt.Errorf("decode sweep: %w", err)
 	}
-	return p, nil
+	return nil
+}
+
+// between reads the sweeps of a source that began after one moment and not
+// after another, in their order.
+func (s *Sweeper) between(ctx context.Context, source string, after, until int64) ([]*progress, error) {
+	rows, err := s.DB.QueryContext(ctx, `SELECT sweep, state, body FROM sweeper_sweeps
+		WHERE source = $1 AND sweep > $2 AND sweep <= $3 ORDER BY sweep`, source, after, until)
+	if err != nil {
+		return nil, fmt.Errorf("read sweeps: %w", err)
+	}
+	defer rows.Close()
+	var all []*progress
+	for rows.Next() {
+		p := &progress{source: source}
+		var encoded string
+		if err := rows.Scan(&p.id, &p.state, &encoded); err != nil {
+			return nil, fmt.Errorf("read sweeps: %w", err)
+		}
+		if err := p.decode(encoded); err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, rows.Err()
 }
 
 // schedule is one row of sweeper_sources.
 type schedule struct {
-	completed, nextAt int64
-	requested         string
+	completed, nextAt, resumeAt int64
+	requested, listing          string
 }
 
-// Values of schedule.requested.
+// due says whether a sweep goes on, or begins: p is the last one, nil where
+// there is none.
+func (r schedule) due(p *progress, now time.Time) bool {
+	if p.running() {
+		return r.resumeAt <= now.UnixNano() // what was asked for is looked at when it is finished
+	}
+	return r.requested != "" || r.nextAt <= now.UnixNano()
+}
+
+// elsewhere says whether the source listed something else when the last sweep began.
+func (r schedule) elsewhere(src *source) bool { return r.listing != "" && r.listing != src.listing }
+
+// request adds a kind of sweep to those that are asked for.
+func (r *schedule) request(kind string) {
+	if kinds := strings.Fields(r.requested); !slices.Contains(kinds, kind) {
+		r.requested = strings.Join(append(kinds, kind), " ")
+	}
+}
+
+// take returns the kind that was asked for first, and does not ask for it any
+// more; "": none was.
+func (r *schedule) take() (kind string) {
+	kind, r.requested, _ = strings.Cut(r.requested, " ")
+	return kind
+}
+
+// Kinds of sweeps in schedule.requested.
 const (
 	requestSweep  = "sweep"
 	requestDryRun = "dry-run"
 )
 
-func (s *Sweeper) schedule(ctx context.Context, source string) (schedule, error) {
+func kindOf(dryRun bool) string {
+	if dryRun {
+		return requestDryRun
+	}
+	return requestSweep
+}
+
+func readSchedule(ctx context.Context, q querier, source string) (schedule, error) {
 	var row schedule
-	err := s.DB.QueryRowContext(ctx, `SELECT completed, next_at, requested FROM sweeper_sources WHERE source = $1`, source).
-		Scan(&row.completed, &row.nextAt, &row.requested)
+	err := q.QueryRowContext(ctx, `SELECT completed, next_at, resume_at, requested, listing FROM sweeper_sources WHERE source = $1`, source).
+		Scan(&row.completed, &row.nextAt, &row.resumeAt, &row.requested, &row.listing)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return row, fmt.Errorf("read schedule: %w", err)
 	}
 	return row, nil
 }
 
-func saveSchedule(ctx context.Context, exec execute, source string, row schedule) error {
-	_, err := exec(ctx, `INSERT INTO sweeper_sources (source, completed, next_at, requested) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (source) DO UPDATE SET completed = excluded.completed, next_at = excluded.next_at, requested = excluded.requested`,
-		source, row.completed, row.nextAt, row.requested)
+// saveSchedule stores what was read in the same transaction.
+func saveSchedule(ctx context.Context, tx *sql.Tx, source string, row schedule) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO sweeper_sources (source, completed, next_at, resume_at, requested, listing)
+		VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (source) DO UPDATE SET completed = excluded.completed, next_at = excluded.next_at,
+		resume_at = excluded.resume_at, requested = excluded.requested, listing = excluded.listing`,
+		source, row.completed, row.nextAt, row.resumeAt, row.requested, row.listing)
 	if err != nil {
 		return fmt.Errorf("store schedule: %w", err)
 	}
@@ -180,15 +249,17 @@ func flag(b bool) int {
 
 // tagRow is one row of sweeper_tags.
 type tagRow struct {
-	repository, tag, digest string
-	looked, found, due      int64
+	repository, tag, digest         string
+	looked, seen, found, since, due int64
+	failure                         string
 }
 
 // readTag returns what the last look at a tag found; digest is empty where there was none.
 func readTag(ctx context.Context, q querier, source, repository, tag string) (tagRow, error) {
 	row := tagRow{repository: repository, tag: tag}
-	err := q.QueryRowContext(ctx, `SELECT digest, looked, found, due FROM sweeper_tags WHERE source = $1 AND repository = $2 AND tag = $3`,
-		source, repository, tag).Scan(&row.digest, &row.looked, &row.found, &row.due)
+	err := q.QueryRowContext(ctx, `SELECT digest, looked, seen, found, since, due, failure FROM sweeper_tags
+		WHERE source = $1 AND repository = $2 AND tag = $3`, source, repository, tag).
+		Scan(&row.digest, &row.looked, &row.seen, &row.found, &row.since, &row.due, &row.failure)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return row, fmt.Errorf("read tag: %w", err)
 	}
@@ -196,10 +267,11 @@ func readTag(ctx context.Context, q querier, source, repository, tag string) (ta
 }
 
 func (r tagRow) save(ctx context.Context, exec execute, source string) error {
-	_, err := exec(ctx, `INSERT INTO sweeper_tags (source, repository, tag, digest, looked, found, due) VALUES ($1, $2, $3, $4, $5, $6, $7)
-		ON CONFLICT (source, repository, tag) DO UPDATE
-		SET digest = excluded.digest, looked = excluded.looked, found = excluded.found, due = excluded.due`,
-		source, r.repository, r.tag, r.digest, r.looked, r.found, r.due)
+	_, err := exec(ctx, `INSERT INTO sweeper_tags (source, repository, tag, digest, looked, seen, found, since, due, failure)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (source, repository, tag) DO UPDATE
+		SET digest = excluded.digest, looked = excluded.looked, seen = excluded.seen, found = excluded.found,
+		since = excluded.since, due = excluded.due, failure = excluded.failure`,
+		source, r.repository, r.tag, r.digest, r.looked, r.seen, r.found, r.since, r.due, r.failure)
 	if err != nil {
 		return fmt.Errorf("store tag: %w", err)
 	}
@@ -208,7 +280,7 @@ func (r tagRow) save(ctx context.Context, exec execute, source string) error {
 
 // dueTags returns tags whose webhook has had its time, at most limit.
 func (s *Sweeper) dueTags(ctx context.Context, source string, now time.Time, limit int) ([]tagRow, error) {
-	rows, err := s.DB.QueryContext(ctx, `SELECT repository, tag, digest, looked, found, due FROM sweeper_tags
+	rows, err := s.DB.QueryContext(ctx, `SELECT repository, tag, digest, looked, seen, found, since, due, failure FROM sweeper_tags
 		WHERE source = $1 AND due > 0 AND due <= $2 ORDER BY repository, tag LIMIT $3`, source, now.UnixNano(), limit)
 	if err != nil {
 		return nil, fmt.Errorf("read tags that are due: %w", err)
@@ -217,12 +289,21 @@ func (s *Sweeper) dueTags(ctx context.Context, source string, now time.Time, lim
 	var due []tagRow
 	for rows.Next() {
 		var r tagRow
-		if err := rows.Scan(&r.repository, &r.tag, &r.digest, &r.looked, &r.found, &r.due); err != nil {
+		if err := rows.Scan(&r.repository, &r.tag, &r.digest, &r.looked, &r.seen, &r.found, &r.since, &r.due, &r.failure); err != nil {
 			return nil, fmt.Errorf("read tags that are due: %w", err)
 		}
 		due = append(due, r)
 	}
 	return due, rows.Err()
+}
+
+// disown makes nothing count as listed before: it is another part of the
+// registry that is listed now.
+func disown(ctx context.Context, tx *sql.Tx, source string) error {
+	if _, err := tx.ExecContext(ctx, `UPDATE sweeper_repositories SET listed = 0 WHERE source = $1`, source); err != nil {
+		return fmt.Errorf("forget what was listed: %w", err)
+	}
+	return nil
 }
 
 // forget deletes what is too old: finished sweeps, and tags and repositories

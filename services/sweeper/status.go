@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net/http"
 	"os"
 	"slices"
@@ -18,7 +19,8 @@ import (
 	"github.com/tidewaiter/tidewaiter/libs/credential"
 )
 
-// maxUnlisted bounds the repositories that are named as not listed.
+// maxUnlisted bounds the repositories that are named as not listed, and the
+// tags that are named as not read.
 const maxUnlisted = 100
 
 // pace measures how fast a sweep advances in this process.
@@ -60,6 +62,29 @@ func (p *pace) each(now time.Time, budget float64) float64 {
 	return now.Sub(p.start).Seconds() / float64(done)
 }
 
+// Asked returns the first sweep of a kind that began after a moment: the one
+// that Request was asked for. nil: it has not begun. Errors: ErrUnknownSource.
+func (s *Sweeper) Asked(ctx context.Context, id string, dryRun bool, after time.Time) (*contracts.Sweep, error) {
+	src := s.sources[id]
+	if src == nil {
+		return nil, fmt.Errorf("%q: %w", id, ErrUnknownSource)
+	}
+	began := int64(0)
+	if !after.IsZero() {
+		began = after.UnixNano()
+	}
+	sweeps, err := s.between(ctx, id, began, math.MaxInt64)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range sweeps {
+		if p.DryRun == dryRun {
+			return s.status(ctx, src, p)
+		}
+	}
+	return nil, nil
+}
+
 // Status returns the last sweep of a source, and the last complete one that
 // was no dry run; nil where there is none. Errors: ErrUnknownSource.
 func (s *Sweeper) Status(ctx context.Context, id string) (last, complete *contracts.Sweep, err error) {
@@ -74,7 +99,7 @@ func (s *Sweeper) Status(ctx context.Context, id string) (last, complete *contra
 	if last, err = s.status(ctx, src, p); err != nil {
 		return nil, nil, err
 	}
-	row, err := s.schedule(ctx, id)
+	row, err := readSchedule(ctx, s.DB, id)
 	if err != nil || row.completed == 0 {
 		return last, nil, err
 	}
@@ -94,30 +119,59 @@ func (s *Sweeper) status(ctx context.Context, src *source, p *progress) (*contra
 		at := p.FinishedAt
 		out.FinishedAt = &at
 	}
-	if n := p.Figures.Heard + p.Figures.Lost; n > 0 {
-		share := float64(p.Figures.Lost) / float64(n)
+	if !p.DryRun && p.Baseline > 0 {
+		// What a sweep finds new that is not complete is new to the complete one after it.
+		sweeps, err := s.between(ctx, src.id, p.Baseline, p.id-1)
+		if err != nil {
+			return nil, err
+		}
+		for _, before := range sweeps {
+			if !before.DryRun {
+				out.Figures.Changed += before.Figures.Changed
+				out.Figures.Heard += before.Figures.Heard
+				out.Figures.Lost += before.Figures.Lost
+				out.Figures.Pending += before.Figures.Pending
+			}
+		}
+	}
+	if n := out.Figures.Heard + out.Figures.Lost; n > 0 {
+		share := float64(out.Figures.Lost) / float64(n)
 		out.Figures.ShareLost = &share
 	}
-	rows, err := s.DB.QueryContext(ctx, `SELECT repository, failure FROM sweeper_repositories
-		WHERE source = $1 AND sweep = $2 AND failure <> '' ORDER BY repository LIMIT $3`, src.id, p.id, maxUnlisted)
+	err := s.unlistedIn(ctx, out, `SELECT repository, '', failure FROM sweeper_repositories
+		WHERE source = $1 AND sweep = $2 AND failure <> '' ORDER BY repository LIMIT $3`, p)
 	if err != nil {
-		return nil, fmt.Errorf("read what could not be listed: %w", err)
+		return nil, err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var u contracts.Unlisted
-		if err := rows.Scan(&u.Repository, &u.Reason); err != nil {
-			return nil, fmt.Errorf("read what could not be listed: %w", err)
-		}
-		out.Unlisted = append(out.Unlisted, u)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read what could not be listed: %w", err)
+	err = s.unlistedIn(ctx, out, `SELECT repository, tag, failure FROM sweeper_tags
+		WHERE source = $1 AND looked = $2 AND failure <> '' ORDER BY repository, tag LIMIT $3`, p)
+	if err != nil {
+		return nil, err
 	}
 	if p.state == contracts.SweepRunning {
 		out.SecondsLeft, err = s.secondsLeft(ctx, src, p)
 	}
 	return out, err
+}
+
+// unlistedIn adds what a query finds that a sweep could not list or read.
+func (s *Sweeper) unlistedIn(ctx context.Context, out *contracts.Sweep, query string, p *progress) error {
+	rows, err := s.DB.QueryContext(ctx, query, p.source, p.id, maxUnlisted)
+	if err != nil {
+		return fmt.Errorf("read what could not be listed: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var u contracts.Unlisted
+		if err := rows.Scan(&u.Repository, &u.Tag, &u.Reason); err != nil {
+			return fmt.Errorf("read what could not be listed: %w", err)
+		}
+		out.Unlisted = append(out.Unlisted, u)
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read what could not be listed: %w", err)
+	}
+	return nil
 }
 
 // secondsLeft estimates how long a sweep goes on: from how long a tag took, and
@@ -161,30 +215,28 @@ func (s *Sweeper) Request(ctx context.Context, id string, dryRun bool) (after ti
 	}
 	err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
 		after = time.Time{}
-		row := schedule{}
-		err := tx.QueryRowContext(ctx, `SELECT completed, next_at FROM sweeper_sources WHERE source = $1`, id).Scan(&row.completed, &row.nextAt)
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return fmt.Errorf("read schedule: %w", err)
+		row, err := readSchedule(ctx, tx, id)
+		if err != nil {
+			return err
 		}
 		p, err := load(ctx, tx, id, 0)
 		if err != nil {
 			return err
 		}
-		if p != nil && p.state == contracts.SweepRunning {
-			row.nextAt = 0 // where it pauses, it goes on now
-			if p.DryRun == dryRun && (p.Phase == phaseRepositories || p.Phase == phaseTags) {
-				after = p.started().Add(-1)
-				return saveSchedule(ctx, tx.ExecContext, id, row)
-			}
-		}
+		joins := false
 		if p != nil {
 			after = p.started()
 		}
-		row.requested = requestSweep
-		if dryRun {
-			row.requested = requestDryRun
+		if p.running() {
+			row.resumeAt = 0 // where it pauses, it goes on now
+			joins = p.DryRun == dryRun && (p.Phase == phaseRepositories || p.Phase == phaseTags)
 		}
-		return saveSchedule(ctx, tx.ExecContext, id, row)
+		if joins {
+			after = p.started().Add(-1)
+		} else {
+			row.request(kindOf(dryRun))
+		}
+		return saveSchedule(ctx, tx, id, row)
 	})
 	if err != nil {
 		return after, err
@@ -201,10 +253,11 @@ func (s *Sweeper) Request(ctx context.Context, id string, dryRun bool) (after ti
 //	GET /healthz                           200; the only one without a token
 //	GET /v1/sweeps                         {"sweeps": [SourceSweeps]}
 //	GET /v1/sweeps/{source}                SourceSweeps
+//	GET /v1/sweeps/{source}?after=&dryRun= SourceSweeps; last is the first sweep of this kind that began after the time
 //	POST /v1/sweeps/{source}?dryRun=true   asks for a sweep now: 202, {"after": it begins after this time}
 //
 // All but the first ask for "Authorization: Bearer <token>". Errors are
-// {"error": "…"} with 401, 404 (no such source) or 503.
+// {"error": "…"} with 400 (after is no time), 401, 404 (no such source) or 503.
 func (s *Sweeper) API() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -223,19 +276,32 @@ func (s *Sweeper) API() http.Handler {
 	}))
 	mux.Handle("GET /v1/sweeps/{source}", s.protected(func(r *http.Request) (int, any, error) {
 		one, err := s.both(r.Context(), r.PathValue("source"))
+		if err != nil || !r.URL.Query().Has("after") {
+			return http.StatusOK, one, err
+		}
+		after, err := time.Parse(time.RFC3339Nano, r.URL.Query().Get("after"))
+		if err != nil {
+			return 0, nil, fmt.Errorf("after is not an RFC 3339 time: %w", errBadRequest)
+		}
+		one.Last, err = s.Asked(r.Context(), one.Source, dryRun(r), after)
 		return http.StatusOK, one, err
 	}))
 	mux.Handle("POST /v1/sweeps/{source}", s.protected(func(r *http.Request) (int, any, error) {
-		after, err := s.Request(r.Context(), r.PathValue("source"), r.URL.Query().Get("dryRun") == "true")
+		after, err := s.Request(r.Context(), r.PathValue("source"), dryRun(r))
 		return http.StatusAccepted, map[string]any{"after": after}, err
 	}))
 	return mux
 }
 
+func dryRun(r *http.Request) bool { return r.URL.Query().Get("dryRun") == "true" }
+
+// errBadRequest marks what the client did wrong.
+var errBadRequest = errors.New("bad request")
+
 // SourceSweeps are the last sweeps of a source.
 type SourceSweeps struct {
 	Source   string           `json:"source"`
-	Last     *contracts.Sweep `json:"last"`     // null: there was none
+	Last     *contracts.Sweep `json:"last"`     // or the one that was asked about; null: there is none
 	Complete *contracts.Sweep `json:"complete"` // the last complete one that was no dry run
 }
 
@@ -258,6 +324,8 @@ func (s *Sweeper) protected(next func(r *http.Request) (status int, body any, er
 		}
 		status, body, err := next(r)
 		switch {
+		case errors.Is(err, errBadRequest):
+			answer(w, http.StatusBadRequest, map[string]string{"error": err.Error()})
 		case errors.Is(err, ErrUnknownSource):
 			answer(w, http.StatusNotFound, map[string]string{"error": err.Error()})
 		case err != nil:

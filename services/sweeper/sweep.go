@@ -1,6 +1,7 @@
 package sweeper
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -30,12 +31,24 @@ const (
 	maxStale = 3
 	// ownPause is the pause where it is not the registry that fails.
 	ownPause = 5 * time.Second
-	// maxPauses is how often a sweep pauses at one repository before it goes on without it.
+	// maxPauses is how often a sweep pauses where a registry cannot serve something
+	// before it goes on without it. maxUnread is how many tags in a row are left
+	// out like this before their repository is.
 	maxPauses = 3
+	maxUnread = 10
+	// underway is how long what a webhook told of may take to planner; until then
+	// it is not pushed once more.
+	underway = time.Hour
 )
 
-// errEndless is returned for a listing that does not come to an end.
-var errEndless = errors.New("the listing does not end")
+var (
+	// errEndless is returned for a listing that does not come to an end.
+	errEndless = errors.New("the listing does not end")
+	// errUnread is returned for a repository of which nothing is known but its tags' names.
+	errUnread = errors.New("none of its tags can be read")
+	// errListing ends a sweep of what is not listed any more.
+	errListing = errors.New("the source lists something else now; another sweep begins")
+)
 
 // Turn does what is due for a source: it decides about webhooks that have had
 // their time, and begins a sweep or goes on with one, until that is finished.
@@ -70,12 +83,13 @@ func holder(source string) string {
 // due says whether there is anything to do, without a lease.
 func (s *Sweeper) due(ctx context.Context, src *source) (bool, error) {
 	now := s.Now()
-	row, err := s.schedule(ctx, src.id)
+	row, err := readSchedule(ctx, s.DB, src.id)
 	if err != nil {
 		return false, err
 	}
-	if row.requested != "" || row.nextAt <= now.UnixNano() {
-		return true, nil
+	p, err := load(ctx, s.DB, src.id, 0)
+	if err != nil || row.due(p, now) {
+		return err == nil, err
 	}
 	tags, err := s.dueTags(ctx, src.id, now, 1)
 	return len(tags) > 0, err
@@ -104,34 +118,58 @@ func (s *Sweeper) work(ctx context.Context, src *source) error {
 
 // current returns the sweep to go on with or to begin; nil: none is due.
 func (s *Sweeper) current(ctx context.Context, src *source) (*progress, error) {
-	row, err := s.schedule(ctx, src.id)
+	row, err := readSchedule(ctx, s.DB, src.id)
 	if err != nil {
 		return nil, err
-	}
-	now := s.Now()
-	if row.requested == "" && row.nextAt > now.UnixNano() {
-		return nil, nil
 	}
 	p, err := load(ctx, s.DB, src.id, 0)
 	if err != nil {
 		return nil, err
 	}
-	if p != nil && p.state == contracts.SweepRunning {
-		return p, nil // what was asked for is looked at when it is finished
+	switch {
+	case !row.due(p, s.Now()):
+		return nil, nil
+	case p.running() && !row.elsewhere(src):
+		return p, nil
 	}
-	start := now.UnixNano()
-	if p != nil {
-		start = max(start, p.id+1)
+	return s.begin(ctx, src, p)
+}
+
+// begin begins a sweep after the last one, if there was any; one that is still
+// running is given up, and what begins is of its kind.
+func (s *Sweeper) begin(ctx context.Context, src *source, last *progress) (*progress, error) {
+	start := s.Now().UnixNano()
+	if last != nil {
+		start = max(start, last.id+1)
 	}
-	p = &progress{source: src.id, id: start, state: contracts.SweepRunning}
-	p.DryRun, p.Baseline = row.requested == requestDryRun, row.completed
+	p := &progress{source: src.id, id: start, state: contracts.SweepRunning}
 	p.enter(phaseRepositories)
-	row.requested = ""
-	err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
-		if err := p.save(ctx, tx.ExecContext); err != nil {
+	err := s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		row, err := readSchedule(ctx, tx, src.id)
+		if err != nil {
 			return err
 		}
-		return saveSchedule(ctx, tx.ExecContext, src.id, row)
+		if last.running() {
+			given := *last
+			given.state, given.Message, given.FinishedAt = contracts.SweepFailed, errListing.Error(), s.Now().UTC()
+			if err := given.save(ctx, tx.ExecContext); err != nil {
+				return err
+			}
+			p.DryRun = last.DryRun
+		} else {
+			p.DryRun = row.take() == requestDryRun
+		}
+		if row.elsewhere(src) {
+			row.completed = 0
+			if err := disown(ctx, tx, src.id); err != nil {
+				return err
+			}
+		}
+		p.Baseline, row.resumeAt, row.listing = row.completed, 0, src.listing
+		if err := saveSchedule(ctx, tx, src.id, row); err != nil {
+			return err
+		}
+		return p.save(ctx, tx.ExecContext)
 	})
 	if err != nil {
 		return nil, err
@@ -175,11 +213,9 @@ func (s *Sweeper) finish(ctx context.Context, src *source, p *progress) error {
 
 func (s *Sweeper) end(ctx context.Context, src *source, p *progress) error {
 	err := s.DB.Tx(ctx, func(tx *sql.Tx) error {
-		row := schedule{}
-		err := tx.QueryRowContext(ctx, `SELECT completed, next_at, requested FROM sweeper_sources WHERE source = $1`, src.id).
-			Scan(&row.completed, &row.nextAt, &row.requested)
+		row, err := readSchedule(ctx, tx, src.id)
 		if err != nil {
-			return fmt.Errorf("read schedule: %w", err)
+			return err
 		}
 		if !p.DryRun {
 			row.nextAt = s.Now().Add(src.sweep.Every).UnixNano()
@@ -187,7 +223,7 @@ func (s *Sweeper) end(ctx context.Context, src *source, p *progress) error {
 				row.completed = p.id
 			}
 		}
-		if err := saveSchedule(ctx, tx.ExecContext, src.id, row); err != nil {
+		if err := saveSchedule(ctx, tx, src.id, row); err != nil {
 			return err
 		}
 		return p.save(ctx, tx.ExecContext)
@@ -221,23 +257,27 @@ func (s *Sweeper) pause(ctx context.Context, src *source, p *progress, why error
 			return err
 		}
 		wait = 0
-	default:
+	case again:
 		p.Pauses++
 	}
 	p.Message = "it goes on later: " + why.Error()
-	row, err := s.schedule(ctx, src.id)
-	if err != nil {
-		return errors.Join(why, err)
-	}
-	row.nextAt = s.Now().Add(wait).UnixNano()
-	return errors.Join(why, p.save(ctx, s.DB.ExecContext), saveSchedule(ctx, s.DB.ExecContext, src.id, row))
+	at = s.Now().Add(wait)
+	err := s.DB.Tx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE sweeper_sources SET resume_at = $1 WHERE source = $2`, at.UnixNano(), src.id)
+		if err != nil {
+			return fmt.Errorf("store pause: %w", err)
+		}
+		return p.save(ctx, tx.ExecContext)
+	})
+	return errors.Join(why, err)
 }
 
 // fact says whether an error of a registry is one that another try does not mend.
 func fact(err error) bool {
 	return slices.ContainsFunc([]error{
 		registry.ErrUnauthorized, registry.ErrNotFound, registry.ErrRefused, registry.ErrTooLarge, registry.ErrForbiddenHost,
-		registry.ErrNotConfigured, registry.ErrInvalidName, errEndless, list.ErrConfig,
+		registry.ErrDigestMismatch, registry.ErrUnknownManifest, registry.ErrNotConfigured, registry.ErrInvalidName,
+		errEndless, list.ErrConfig,
 	}, func(e error) bool { return errors.Is(err, e) })
 }
 
@@ -351,7 +391,7 @@ func (s *Sweeper) tags(ctx context.Context, src *source, p *progress) error {
 			return p.save(ctx, s.DB.ExecContext)
 		}
 		if !p.Inside {
-			p.Repository, p.Inside, p.Next, p.Pages, p.Listed, p.Pauses = r.Name, true, "", 0, 0, 0
+			p.Repository, p.Inside, p.Next, p.Pages, p.Listed, p.Unread, p.Pauses = r.Name, true, "", 0, 0, 0, 0
 		}
 		if err := s.settle(ctx, src, p); err != nil {
 			return err
@@ -404,15 +444,18 @@ func (s *Sweeper) repository(ctx context.Context, src *source, p *progress, r *r
 			left, err := src.rules.Push(src.Registry, r.Name, t.Name)
 			return left != "" || err != nil
 		})
-		before := p.Listed
+		before := p.Listed + p.Unread
 		for tags := range slices.Chunk(page, chunk) {
 			if err := s.compare(ctx, src, p, r, tags); err != nil {
 				return err
 			}
 		}
-		way.found(p.Listed-before, len(page))
+		way.found(p.Listed+p.Unread-before, len(page))
 		p.Next = next
 		if next == "" {
+			if p.Listed == 0 && p.Unread > 0 {
+				return s.unlisted(ctx, p, errUnread)
+			}
 			p.Inside = false
 		}
 		err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
@@ -431,32 +474,37 @@ func (s *Sweeper) repository(ctx context.Context, src *source, p *progress, r *r
 	}
 }
 
+// look is a tag as it was listed, with what the look before found.
+type look struct {
+	list.Tag
+	old tagRow
+}
+
 // finding is what became of one tag.
 type finding struct {
 	row     tagRow
-	first   bool // this sweep has not counted it yet
 	changed bool // since the last complete sweep
 	heard   bool
-	missed  bool
 	event   *event.Event // to be sent now
 }
 
 // compare compares tags with what is known of them, sends what was missed and
 // remembers what was seen. What is sent is sent before it is remembered, with
-// ids that a repetition has too.
+// ids that a repetition has too. Tags that this sweep has looked at are left
+// out. What was looked at before a registry failed counts.
 func (s *Sweeper) compare(ctx context.Context, src *source, p *progress, r *repositoryRow, tags []list.Tag) error {
-	tags, err := s.resolve(ctx, src, r.Name, tags)
-	if err != nil || len(tags) == 0 {
-		return err
+	looks, unread, failed := s.resolve(ctx, src, p, r.Name, tags)
+	if len(looks)+len(unread) == 0 {
+		return failed
 	}
-	known, err := s.Catalog.Known(ctx, query(src, r.Name, p, tags))
+	known, err := s.Catalog.Known(ctx, query(src, r.Name, looks))
 	if err != nil {
 		return err
 	}
-	findings := make([]finding, 0, len(tags))
+	findings := make([]finding, 0, len(looks))
 	var send []event.Event
-	for i, t := range tags {
-		f, err := s.judge(ctx, src, p, r, t, known[i])
+	for i, l := range looks {
+		f, err := s.judge(ctx, src, p, l, known[i])
 		if err != nil {
 			return err
 		}
@@ -477,99 +525,122 @@ func (s *Sweeper) compare(ctx context.Context, src *source, p *progress, r *repo
 			}
 			p.count(f)
 		}
-		p.Pauses = 0
+		for _, row := range unread {
+			if err := row.save(ctx, tx.ExecContext, src.id); err != nil {
+				return err
+			}
+			p.Unread++
+			p.Figures.Unread++
+		}
 		return p.save(ctx, tx.ExecContext)
 	})
 	if err != nil {
 		return err
 	}
 	for _, f := range findings {
-		if f.first && f.changed && f.heard && !p.DryRun {
+		if f.changed && f.heard && !p.DryRun {
 			s.metrics.pushes.WithLabelValues(src.id, "heard").Inc()
 		}
 	}
 	src.pace.advance(p.Figures)
-	return nil
+	return failed
 }
 
-// query asks what is known of tags. A webhook that came before the last
-// complete sweep began is about something that this sweep does not find new.
-func query(src *source, repository string, p *progress, tags []list.Tag) catalog.KnownQuery {
-	since := p.started().Add(-src.sweep.Every)
-	if p.Baseline > 0 {
-		since = time.Unix(0, p.Baseline).Add(-src.sweep.Grace).UTC()
-	}
-	q := catalog.KnownQuery{Registry: src.Registry, Repository: repository, Since: since}
+// query asks what is known of tags.
+func query(src *source, repository string, tags []look) catalog.KnownQuery {
+	q := catalog.KnownQuery{Registry: src.Registry, Repository: repository}
 	for _, t := range tags {
 		q.Tags = append(q.Tags, catalog.Tagged{Tag: t.Name, Digest: t.Digest})
 	}
 	return q
 }
 
-// resolve asks (HEAD) where tags point of which the listing does not say. Tags
-// that are gone meanwhile are left out.
-func (s *Sweeper) resolve(ctx context.Context, src *source, repository string, tags []list.Tag) ([]list.Tag, error) {
-	resolved := make([]list.Tag, 0, len(tags))
+// resolve reads what the look before found of tags, and asks (HEAD) where those
+// point of which the listing does not say. Tags that are gone meanwhile are
+// left out, and those that this sweep has looked at; what cannot be read is
+// returned by itself. What was done before an error is returned with it.
+func (s *Sweeper) resolve(ctx context.Context, src *source, p *progress, repository string, tags []list.Tag) (looks []look, unread []tagRow, err error) {
 	for _, t := range tags {
-		if t.Digest == "" {
-			err := s.ask(ctx, src, func() error {
-				if err := src.wait(ctx); err != nil {
-					return err
-				}
-				d, err := s.Registry.Resolve(ctx, registry.Ref{Registry: src.Registry, Repository: repository, Tag: t.Name})
-				t.Digest, t.MediaType = d.Digest.String(), d.MediaType
-				return err
-			})
-			if errors.Is(err, registry.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
+		old, err := readTag(ctx, s.DB, src.id, repository, t.Name)
+		if err != nil {
+			return looks, unread, err
 		}
-		if contracts.ValidDigest(t.Digest) {
-			resolved = append(resolved, t)
+		if old.looked == p.id {
+			continue
+		}
+		if t.Digest == "" {
+			err = s.head(ctx, src, repository, &t)
+		}
+		switch {
+		case err == nil:
+			p.Pauses = 0
+			looks = append(looks, look{Tag: t, old: old})
+		case errors.Is(err, registry.ErrNotFound):
+		case ctx.Err() == nil && (fact(err) || errors.Is(err, registry.ErrUnavailable) && p.Pauses >= maxPauses && p.Pauses < maxPauses+maxUnread):
+			if !fact(err) {
+				p.Pauses++
+			}
+			s.Log.WarnContext(ctx, "a tag cannot be read, nothing is said of it", slog.String("source", p.source),
+				slog.String("repository", repository), slog.String("tag", t.Name), slog.Any("error", err))
+			old.looked, old.failure = p.id, err.Error()
+			unread = append(unread, old)
+		default:
+			return looks, unread, err
 		}
 	}
-	return resolved, nil
+	return looks, unread, nil
+}
+
+// head asks where a tag points.
+func (s *Sweeper) head(ctx context.Context, src *source, repository string, t *list.Tag) error {
+	err := s.ask(ctx, src, func() error {
+		if err := src.wait(ctx); err != nil {
+			return err
+		}
+		d, err := s.Registry.Resolve(ctx, registry.Ref{Registry: src.Registry, Repository: repository, Tag: t.Name})
+		t.Digest, t.MediaType = d.Digest.String(), d.MediaType
+		return err
+	})
+	if err == nil && !contracts.ValidDigest(t.Digest) {
+		return fmt.Errorf("tag %s of %s: its digest is no sha256 digest: %w", t.Name, repository, registry.ErrInvalidName)
+	}
+	return err
 }
 
 // judge says what a tag as it was listed means.
-func (s *Sweeper) judge(ctx context.Context, src *source, p *progress, r *repositoryRow, t list.Tag, k catalog.KnownTag) (finding, error) {
-	old, err := readTag(ctx, s.DB, src.id, r.Name, t.Name)
-	if err != nil {
-		return finding{}, err
-	}
-	if old.due > 0 && old.digest != t.Digest && !p.DryRun {
+func (s *Sweeper) judge(ctx context.Context, src *source, p *progress, t look, k catalog.KnownTag) (finding, error) {
+	old := t.old
+	moved := old.digest != t.Digest
+	if old.due > 0 && moved && !p.DryRun {
 		// It moved on before its webhook's time was over.
 		if err := s.settleThese(ctx, src, p, []tagRow{old}); err != nil {
 			return finding{}, err
 		}
 	}
-	f := finding{row: old, first: old.looked != p.id, heard: k.Heard, missed: missed(k)}
-	f.row.looked = p.id
-	hint := hook.TagHint(t.Name)
-	// Nothing is said of the webhooks of what nobody looked at before, nor of
-	// signatures, which many registries do not tell of.
-	f.changed = old.digest != t.Digest && p.Baseline > 0 && hint == ""
+	f := finding{row: old}
+	f.row.looked, f.row.failure = p.id, ""
+	// A webhook that came before the tag was last seen, or before the last complete
+	// sweep began, is about an earlier push.
+	since := time.Unix(0, max(old.seen, p.Baseline)).Add(-src.sweep.Grace)
+	f.heard = !k.HeardAt.Before(since)
+	// Nothing is said of the webhooks of what nobody looked at before, or could
+	// not, nor of signatures, which many registries do not tell of.
+	f.changed = moved && p.Baseline > 0 && old.failure == "" && hook.TagHint(t.Name) == ""
 	waits := f.changed && !f.heard
-	if old.digest == t.Digest && old.found == p.id {
-		// This page was handled before, up to here or further.
-		f.changed, waits = p.Baseline > 0 && hint == "", old.due > 0
-	}
 	if !p.DryRun {
-		if old.digest != t.Digest {
-			f.row.digest, f.row.found, f.row.due = t.Digest, p.id, 0
+		f.row.seen = p.id
+		if moved {
+			f.row.digest, f.row.found, f.row.since, f.row.due = t.Digest, p.id, 0, 0
 			if waits {
-				f.row.due = s.Now().Add(src.sweep.Grace).UnixNano()
+				f.row.since, f.row.due = since.UnixNano(), s.Now().Add(src.sweep.Grace).UnixNano()
 			}
 		}
-		if waits || !f.missed {
-			return f, nil
+		if f.row.due > 0 {
+			return f, nil // it is decided when it is due
 		}
 	}
-	if f.missed {
-		ev, err := pushed(src, r.Name, t, contracts.CauseSweep, p.id, s.Now())
+	if missed(k, s.Now()) {
+		ev, err := pushed(src, t.old.repository, t.Tag, contracts.CauseSweep, p.id, s.Now())
 		if err != nil {
 			return finding{}, err
 		}
@@ -579,21 +650,18 @@ func (s *Sweeper) judge(ctx context.Context, src *source, p *progress, r *reposi
 }
 
 // missed says whether nothing would happen to a tag unless it is pushed now.
-func missed(k catalog.KnownTag) bool {
+func missed(k catalog.KnownTag, now time.Time) bool {
 	switch {
 	case k.State == catalog.StateGone:
 		return true
-	case k.Heard, k.State != "" && !catalog.IsEnd(k.State):
-		return false // it is on its way, and has deadlines
+	case k.State != "" && (!catalog.IsEnd(k.State) || k.At == k.Digest):
+		return false // it is on its way, and has deadlines; or it is where it belongs
 	}
-	return k.State == "" || k.At != k.Digest
+	return now.Sub(k.HeardAt) > underway
 }
 
 // count adds a finding to the figures.
 func (p *progress) count(f finding) {
-	if !f.first {
-		return
-	}
 	p.Listed++
 	p.Figures.Tags++
 	if f.event != nil {
@@ -612,13 +680,27 @@ func (p *progress) count(f finding) {
 }
 
 // settle decides about webhooks that have had their time: one that came was
-// not lost, and what none came for is pushed unless it is known by now.
+// not lost, and what none came for is pushed unless it is known by now. While
+// catalog has not read what came until then, that waits for a later turn.
 // current is the sweep that is under way; nil: none is.
 func (s *Sweeper) settle(ctx context.Context, src *source, current *progress) error {
+	read := int64(0) // until when catalog is known to have read
 	for {
 		due, err := s.dueTags(ctx, src.id, s.Now(), chunk)
 		if err != nil || len(due) == 0 {
 			return err
+		}
+		last := slices.MaxFunc(due, func(a, b tagRow) int { return cmp.Compare(a.due, b.due) }).due
+		if last > read {
+			ok, err := s.Catalog.ReadUpTo(ctx, time.Unix(0, last))
+			if err != nil {
+				return err
+			}
+			if !ok {
+				s.Log.DebugContext(ctx, "catalog lags, webhooks are decided about later", slog.String("source", src.id))
+				return nil
+			}
+			read = last
 		}
 		// One repository and one sweep at a time.
 		same := slices.IndexFunc(due, func(r tagRow) bool { return r.repository != due[0].repository || r.found != due[0].found })
@@ -637,20 +719,22 @@ func (s *Sweeper) settleThese(ctx context.Context, src *source, current *progres
 	if err != nil {
 		return err
 	}
-	tags := make([]list.Tag, len(due))
+	tags := make([]look, len(due))
 	for i, r := range due {
-		tags[i] = list.Tag{Name: r.tag, Digest: r.digest}
+		tags[i] = look{Tag: list.Tag{Name: r.tag, Digest: r.digest}, old: r}
 	}
-	known, err := s.Catalog.Known(ctx, query(src, repository, p, tags))
+	known, err := s.Catalog.Known(ctx, query(src, repository, tags))
 	if err != nil {
 		return err
 	}
 	var send []event.Event
+	heard, lacks := make([]bool, len(due)), make([]bool, len(due))
 	for i, k := range known {
-		if !missed(k) {
+		heard[i], lacks[i] = !k.HeardAt.Before(time.Unix(0, due[i].since)), missed(k, s.Now())
+		if !lacks[i] {
 			continue
 		}
-		ev, err := pushed(src, repository, tags[i], contracts.CauseSweep, p.id, s.Now())
+		ev, err := pushed(src, repository, tags[i].Tag, contracts.CauseSweep, p.id, s.Now())
 		if err != nil {
 			return err
 		}
@@ -663,17 +747,17 @@ func (s *Sweeper) settleThese(ctx context.Context, src *source, current *progres
 	err = s.DB.Tx(ctx, func(tx *sql.Tx) error {
 		*p = was
 		for i, r := range due {
-			r.due = 0
+			r.since, r.due = 0, 0
 			if err := r.save(ctx, tx.ExecContext, src.id); err != nil {
 				return err
 			}
 			p.Figures.Pending--
-			if known[i].Heard {
+			if heard[i] {
 				p.Figures.Heard++
 			} else {
 				p.Figures.Lost++
 			}
-			if missed(known[i]) {
+			if lacks[i] {
 				p.Figures.Missed++
 			}
 		}
@@ -682,9 +766,9 @@ func (s *Sweeper) settleThese(ctx context.Context, src *source, current *progres
 	if err != nil {
 		return err
 	}
-	for _, k := range known {
+	for _, told := range heard {
 		webhook := "lost"
-		if k.Heard {
+		if told {
 			webhook = "heard"
 		}
 		s.metrics.pushes.WithLabelValues(src.id, webhook).Inc()

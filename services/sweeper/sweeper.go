@@ -11,6 +11,7 @@ package sweeper
 import (
 	"context"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -137,6 +138,7 @@ type Registry interface {
 // Catalog is what sweeper asks catalog.
 type Catalog interface {
 	Known(ctx context.Context, q catalog.KnownQuery) ([]catalog.KnownTag, error)
+	ReadUpTo(ctx context.Context, until time.Time) (bool, error)
 	Standings(ctx context.Context, registry, after string, limit int) (page []catalog.Standing, next string, total int, err error)
 	Tags(ctx context.Context, registry, after string, limit int) (page []catalog.RepositoryTag, next string, err error)
 }
@@ -176,6 +178,8 @@ type source struct {
 	budget *rate.Limiter
 	wake   chan struct{} // somebody asked for a sweep
 	pace   *pace
+	// listing is a digest of the settings that say what is listed.
+	listing string
 }
 
 // Sweeper is the service.
@@ -209,6 +213,9 @@ func New(cfg Config, sources intake.Sources, d Deps) (*Sweeper, error) {
 			return nil, fmt.Errorf("source %q: %w: %w", id, err, run.ErrConfig)
 		}
 		src := &source{Source: c, rules: rules, id: id, sweep: c.Sweep.Defaulted(), wake: make(chan struct{}, 1), pace: &pace{}}
+		if src.listing, err = listed(src); err != nil {
+			return nil, fmt.Errorf("source %q: %w", id, err)
+		}
 		host := strings.ToLower(c.Registry)
 		limit := rate.Limit(src.sweep.Rate)
 		if budgets[host] == nil {
@@ -222,6 +229,17 @@ func New(cfg Config, sources intake.Sources, d Deps) (*Sweeper, error) {
 		s.sources[id] = src
 	}
 	return s, nil
+}
+
+// listed digests the settings that say what of a registry is listed.
+func listed(src *source) (string, error) {
+	text, err := json.Marshal([]any{
+		src.Registry, src.sweep.API, src.sweep.URL, src.sweep.Within, src.sweep.Region, src.Paths, src.Repositories, src.Tags,
+	})
+	if err != nil {
+		return "", fmt.Errorf("encode what is listed: %w", err)
+	}
+	return contracts.DigestOf(text), nil
 }
 
 func (s *Sweeper) lister(src *source) (list.Lister, error) {

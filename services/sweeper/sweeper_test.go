@@ -47,6 +47,8 @@ type world struct {
 	clock   time.Time
 	tags    map[string]map[string]string // what the registry holds
 	fault   func(repository, next string) error
+	noHead  func(repository, tag string) error // to say where a tag points
+	noRefs  func(digest string) error          // to say what refers to an image
 	heads   int
 	pages   int
 	held    map[string][]string // digests of referrers by image
@@ -162,6 +164,11 @@ func (w *world) Resolve(_ context.Context, ref registry.Ref) (ocispec.Descriptor
 		}
 		return ocispec.Descriptor{Digest: digest.Digest(ref.Digest)}, nil
 	}
+	if w.noHead != nil {
+		if err := w.noHead(ref.Repository, ref.Tag); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+	}
 	d, ok := w.tags[ref.Repository][ref.Tag]
 	if !ok {
 		return ocispec.Descriptor{}, registry.ErrNotFound
@@ -172,6 +179,11 @@ func (w *world) Resolve(_ context.Context, ref registry.Ref) (ocispec.Descriptor
 func (w *world) AllReferrers(_ context.Context, ref registry.Ref) ([]ocispec.Descriptor, bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.noRefs != nil {
+		if err := w.noRefs(ref.Digest); err != nil {
+			return nil, false, err
+		}
+	}
 	var all []ocispec.Descriptor
 	for _, d := range w.held[ref.Digest] {
 		if w.noAPI || !w.removed[d] {
@@ -219,23 +231,41 @@ func (w *world) tell(name, subject string, data any) {
 	}
 }
 
+// observed lets catalog know where a tag points, "" for nowhere, as planner does.
+func (w *world) observed(repository, tag, digest string) {
+	w.t.Helper()
+	w.tell(contracts.TagObservedV1, host+"/"+repository+":"+tag, contracts.TagObserved{
+		Source: "main", Registry: host, Repository: repository, Tag: tag, Digest: digest, ObservedAt: w.now(),
+	})
+}
+
+// ended lets catalog know that an image has reached its end.
+func (w *world) ended(repository, digest string) {
+	w.t.Helper()
+	image := contracts.Image{Registry: host, Repository: repository, Digest: digest}
+	w.tell(contracts.ImageUnsupportedV1, image.String(), contracts.ImageUnsupported{Image: image, Source: "main", Reason: "helm-chart"})
+}
+
 // known lets catalog know an image under a tag, as planner does.
 func (w *world) known(repository, tag string) {
 	w.t.Helper()
 	d := digestOf(repository + ":" + tag)
+	w.observed(repository, tag, d)
 	image := contracts.Image{Registry: host, Repository: repository, Digest: d}
-	w.tell(contracts.TagObservedV1, host+"/"+repository+":"+tag, contracts.TagObserved{
-		Source: "main", Registry: host, Repository: repository, Tag: tag, Digest: d, ObservedAt: w.now(),
-	})
 	w.tell(contracts.ImagePlannedV1, image.String(), contracts.ImagePlanned{Image: image, Source: "main", Tag: tag, Kind: contracts.KindImage})
 }
 
 // webhook lets catalog know what intake was told of a push.
 func (w *world) webhook(repository, tag string) {
 	w.t.Helper()
-	d := digestOf(repository + ":" + tag)
-	w.tell(contracts.ImagePushedV1, host+"/"+repository+":"+tag+"@"+d, contracts.ImagePushed{
-		Source: "main", Registry: host, Repository: repository, Tag: tag, Digest: d, Cause: contracts.CausePush, ReceivedAt: w.now(),
+	w.webhookOf(repository, tag, digestOf(repository+":"+tag))
+}
+
+// webhookOf is webhook of a sender that leaves the tag or the digest out.
+func (w *world) webhookOf(repository, tag, digest string) {
+	w.t.Helper()
+	w.tell(contracts.ImagePushedV1, host+"/"+repository+":"+tag+"@"+digest, contracts.ImagePushed{
+		Source: "main", Registry: host, Repository: repository, Tag: tag, Digest: digest, Cause: contracts.CausePush, ReceivedAt: w.now(),
 	})
 }
 

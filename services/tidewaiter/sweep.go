@@ -73,12 +73,16 @@ func (c *sweepCmd) Run(ctx context.Context, s *streams) error {
 
 // follow tells how far the sweep that began after a moment is, until it is finished.
 func (c *sweepCmd) follow(ctx context.Context, w io.Writer, a *api, path string, after time.Time) (*contracts.Sweep, error) {
+	query := url.Values{"after": {after.Format(time.RFC3339Nano)}}
+	if c.DryRun {
+		query.Set("dryRun", "true")
+	}
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	told := ""
 	for {
 		var now sweeper.SourceSweeps
-		if err := a.ask(ctx, a.sweeper, path, &now); err != nil {
+		if err := a.ask(ctx, a.sweeper, path+"?"+query.Encode(), &now); err != nil {
 			return nil, err
 		}
 		if l := now.Last; l != nil && l.StartedAt.After(after) && l.DryRun == c.DryRun {
@@ -131,10 +135,14 @@ func printSweep(w io.Writer, p contracts.Sweep) error {
 	fmt.Fprintf(t, "listed\t%d repositories, %d tags\n", f.Repositories, f.Tags)
 	fmt.Fprintf(t, "missed\t%d\n", f.Missed)
 	fmt.Fprintf(t, "gone\t%d\n", f.Deleted)
-	fmt.Fprintf(t, "statements\t%d looked for, %d lacking\n", f.Checked, f.Unstated)
+	fmt.Fprintf(t, "statements\t%d looked for, %d lacking, %d not known\n", f.Checked, f.Unstated, f.Unasked)
 	fmt.Fprintf(t, "events lost\t%s\n", lostText(p))
 	for _, u := range p.Unlisted {
-		fmt.Fprintf(t, "not listed\t%s: %s\n", u.Repository, u.Reason)
+		name := u.Repository
+		if u.Tag != "" {
+			name += ":" + u.Tag
+		}
+		fmt.Fprintf(t, "not listed\t%s: %s\n", name, u.Reason)
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write output: %w", err)

@@ -42,6 +42,10 @@ func fakeSweeper(t *testing.T, end contracts.Sweep) string {
 			}
 			reply(http.StatusAccepted, map[string]any{"after": began})
 		default:
+			q := r.URL.Query()
+			if at, err := time.Parse(time.RFC3339Nano, q.Get("after")); err != nil || !at.Equal(began) || (q.Get("dryRun") == "true") != end.DryRun {
+				t.Errorf("asked about %s, %v", r.URL, err)
+			}
 			now := end
 			now.StartedAt = began.Add(time.Second)
 			if looks++; looks == 1 {
@@ -91,10 +95,13 @@ func TestSweepDryRun(t *testing.T) {
 func TestSweepThatIsNotComplete(t *testing.T) {
 	end := ended(contracts.SweepIncomplete, false)
 	end.Message = "1 repositories could not be listed"
-	end.Unlisted = []contracts.Unlisted{{Repository: "team/closed", Reason: "registry refused the credentials"}}
+	end.Unlisted = []contracts.Unlisted{
+		{Repository: "team/closed", Reason: "registry refused the credentials"},
+		{Repository: "team/app", Tag: "0.9", Reason: "not a manifest of a known kind"},
+	}
 	url := fakeSweeper(t, end)
 	code, out, errs := tidewaiter(t, "", "sweep", "--source", "main", "--sweeper", url)
-	if code != run.ExitUnavailable || !strings.Contains(out, "team/closed: registry refused") || !strings.Contains(errs, "incomplete") {
+	if code != run.ExitUnavailable || !strings.Contains(out, "team/closed: registry refused") || !strings.Contains(out, "team/app:0.9: not a manifest") || !strings.Contains(errs, "incomplete") {
 		t.Errorf("%d\n%s\n%s", code, out, errs)
 	}
 	code, _, errs = tidewaiter(t, "", "sweep", "--source", "other", "--sweeper", url)
