@@ -28,7 +28,7 @@
 #   MTLS=1     with TLS: registries want a client certificate
 #   INTAKE_URL where registries send notifications; default: http://127.0.0.1:<chosen>
 #   KAFKA_1_PORT KAFKA_1_CONTROLLER_PORT … REDIS_PORT POSTGRES_PORT DOCKER_REGISTRY_PORT
-#   DISTRIBUTION_PORT INTAKE_PORT CATALOG_PORT MONITOR_PORT; default: free ones
+#   DISTRIBUTION_PORT INTAKE_PORT CATALOG_PORT SWEEPER_PORT MONITOR_PORT; default: free ones
 # And: SECONDS_TO_START (90), KAFKA_HEAP (256m), KAFKA_VERSION, KAFKA_JARS
 set -euo pipefail
 
@@ -283,6 +283,7 @@ write_configuration() {
           echo "    kind: distribution"
           echo "    registry: 127.0.0.1:$(port "$name")"
           echo "    auth: {bearer: {tokenFile: $s/hook}}"
+          echo "    sweep: {api: distribution}"
         done
       fi
       cat <<YAML
@@ -297,6 +298,11 @@ matcher:
 attestor:
   keyFile: $s/attestor.key
   passwordFile: $s/attestor
+sweeper:
+  listen: 127.0.0.1:$(port sweeper)
+  tokenFile: $s/api
+  catalog: http://127.0.0.1:$(port catalog)
+  catalogTokenFile: $s/api
 YAML
     } >"$dir/tidewaiter.yaml"
   )

@@ -82,7 +82,7 @@ var common = []string{"log", "http", "kafka", "redis", "database", "registries",
 func Services() []string {
 	return []string{
 		"intake", "planner", "analyzer", "assembler", "matcher", "attestor", "advisor",
-		"catalog", "sweeper", "ticketer", "gatekeeper", "watcher",
+		"catalog", "sweeper", "ticketer", "gatekeeper",
 	}
 }
 

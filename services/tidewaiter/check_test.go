@@ -290,6 +290,21 @@ func TestConfigCheckWithWarnings(t *testing.T) {
 	}
 }
 
+func TestConfigCheckNamesWhereTheDatabaseIs(t *testing.T) {
+	t.Setenv("CHECK_TEST_DATABASE", "postgres://u:hunter1@h/d")
+	code, _, out := checkOf(t, "database: {urlEnv: CHECK_TEST_DATABASE}\n", nil)
+	if code != run.ExitOK || !strings.Contains(out, "as CHECK_TEST_DATABASE in the environment says") || strings.Contains(out, "hunter1") {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+}
+
+// No service reads a section of this name.
+func TestConfigCheckKnowsNoWatcher(t *testing.T) {
+	if code, got, out := checkOf(t, "watcher: {}\n", nil); code != run.ExitUsage || len(got) != 1 || got[0].Problem != "unknown section" {
+		t.Errorf("exit code %d, %v\n%s", code, got, out)
+	}
+}
+
 // Wherever a secret stands, it is not printed.
 func TestConfigCheckPrintsNoSecret(t *testing.T) {
 	t.Setenv("CHECK_TEST_SECRET", "hunter0")

@@ -77,7 +77,11 @@ func understood(s *streams, file string, cfg *run.Checked) {
 		at = "cluster " + strings.Join(r.Cluster, ",")
 	}
 	fmt.Fprintf(s.out, "  redis       %s, %s\n", at, password(r.PasswordFile, r.PasswordEnv))
-	fmt.Fprintf(s.out, "  database    %s\n", run.RedactURL(cfg.Database.URL))
+	database := run.RedactURL(cfg.Database.URL)
+	if env := cfg.Database.URLEnv; env != "" {
+		database = "as " + env + " in the environment says"
+	}
+	fmt.Fprintf(s.out, "  database    %s\n", database)
 	for _, h := range cfg.Registries {
 		fmt.Fprintf(s.out, "  registry    %s, user %q\n", h.Name, h.Username)
 	}
