@@ -350,6 +350,9 @@ func shared(tb testing.TB) string {
 }
 
 func TestRealAdvisories(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all advisories there are, which takes the race detector minutes")
+	}
 	dir := shared(t)
 	start := time.Now()
 	got, s := build(t, Options{From: []string{dir}})
