@@ -37,7 +37,7 @@ func TestRepeatedDeliveriesAreOneScan(t *testing.T) {
 		t.Helper()
 		body := fmt.Appendf(nil, `{"events":[{"id":%q,"timestamp":"2026-05-04T03:02:01Z","action":"push","target":{
 			"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"repository":"team/tool","tag":"1.0"}}]}`, id, p.Ref.Digest)
-		if status, answer := s.call(http.MethodPost, url+"/hooks/"+allinone.Source, headers, body); status != http.StatusAccepted {
+		if status, answer := s.deliver(url+"/hooks/"+allinone.Source, headers, body); status != http.StatusAccepted {
 			t.Fatalf("%d %s", status, answer)
 		}
 	}

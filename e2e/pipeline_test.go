@@ -260,7 +260,7 @@ func TestUnknownRegistryIsNeverConnectedTo(t *testing.T) {
 	s := start(t, allinone.Options{Config: cfg})
 	image := contracts.Image{Registry: l.Addr().String(), Repository: "team/app", Digest: contracts.DigestOf([]byte("x"))}
 	body := fmt.Sprintf(`{"specversion":"1.0","id":"1","type":"com.example.push","source":"x","data":{"registry":%q,"repository":"team/app","tag":"1","digest":%q}}`, image.Registry, image.Digest)
-	status, answer := s.call(http.MethodPost, s.Intake+"/hooks/open", map[string]string{"Content-Type": "application/cloudevents+json"}, []byte(body))
+	status, answer := s.deliver(s.Intake+"/hooks/open", map[string]string{"Content-Type": "application/cloudevents+json"}, []byte(body))
 	if status/100 != 2 {
 		t.Fatalf("webhook: %d %s", status, answer)
 	}
@@ -293,7 +293,7 @@ func TestWebhookAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = b.Close() })
-	status, _ := s.call(http.MethodPost, hook, map[string]string{"Authorization": "Bearer " + s.hookSecret()}, []byte("{broken"))
+	status, _ := s.deliver(hook, map[string]string{"Authorization": "Bearer " + s.hookSecret()}, []byte("{broken"))
 	if status/100 != 2 {
 		t.Errorf("a body that cannot be read: %d, want 2xx", status)
 	}

@@ -104,7 +104,7 @@ func (o *outside) submit(label string, images []sample.Image) []sample.Pushed {
 func (s *system) announce(p sample.Pushed) {
 	s.t.Helper()
 	ref := p.Ref.Registry + "/" + p.Ref.Repository + ":" + p.Ref.Tag
-	status, body := s.call(http.MethodPost, s.Intake+"/v1/submit", map[string]string{"Authorization": "Bearer " + s.Token}, []byte(`{"ref":"`+ref+`"}`))
+	status, body := s.deliver(s.Intake+"/v1/submit", map[string]string{"Authorization": "Bearer " + s.Token}, []byte(`{"ref":"`+ref+`"}`))
 	if status != http.StatusAccepted {
 		s.t.Fatalf("submit %s: %d %s", ref, status, body)
 	}

@@ -292,6 +292,18 @@ func (s *system) call(method, to string, headers map[string]string, body []byte)
 	return resp.StatusCode, answer
 }
 
+// deliver is call for what intake stores: 503 says that it could not now, and
+// that it is to be sent again, as registries do.
+func (s *system) deliver(to string, headers map[string]string, body []byte) (status int, answer []byte) {
+	s.t.Helper()
+	for deadline := time.Now().Add(patience); ; pause(s.t, 100*time.Millisecond) {
+		status, answer = s.call(http.MethodPost, to, headers, body)
+		if status != http.StatusServiceUnavailable || time.Now().After(deadline) {
+			return status, answer
+		}
+	}
+}
+
 // events are all events of a pipeline in the order in which they were read.
 type events struct {
 	mu      sync.Mutex
