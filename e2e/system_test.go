@@ -482,7 +482,7 @@ func (s *system) kafkaClient() *kafka.Client {
 		transport.SASL = mechanism
 	}
 	s.t.Cleanup(transport.CloseIdleConnections)
-	return &kafka.Client{Addr: kafka.TCP(s.Kafka.Broker), Transport: transport, Timeout: 10 * time.Second}
+	return &kafka.Client{Addr: kafka.TCP(s.Kafka.Broker), Transport: transport, Timeout: 30 * time.Second}
 }
 
 // quiet waits until every service has committed everything that it consumes,
@@ -528,7 +528,7 @@ func (s span) after(next int64) int64 { return max(0, s.end-max(s.first, next)) 
 // prefix, and where these end. A service consumes a topic when it has a retry
 // topic for it, which is made before the first event is read.
 func (s *system) left(client *kafka.Client, prefix string) (ends map[string]map[int]span, left []string, err error) {
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
 	defer cancel()
 	if ends, err = endsOf(ctx, client, prefix); err != nil {
 		return nil, nil, err
