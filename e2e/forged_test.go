@@ -29,9 +29,7 @@ func TestForgedMatches(t *testing.T) {
 	s.quiet()
 	before := s.referrers(p.String())
 	report := s.report(p.String())
-	s.log.mu.Lock()
 	told := s.log.about(contracts.ImageMatchedV1, p.String())
-	s.log.mu.Unlock()
 	if len(told) == 0 || report.Verdict != contracts.VerdictFail {
 		t.Fatalf("%d verdicts on %s, the last is %q; want %q", len(told), p, report.Verdict, contracts.VerdictFail)
 	}
