@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,7 +47,8 @@ sweeper: {tokenEnv: SWEEPER_TOKEN}
 	t.Setenv("SWEEPER_TOKEN", "of sweeper")
 	data := filepath.Join(dir, "data")
 	ctx, stop := context.WithCancel(t.Context())
-	var out, log bytes.Buffer
+	var out bytes.Buffer
+	var log diary
 	ended := make(chan int, 1)
 	go func() {
 		ended <- Main(ctx, []string{"up", "--data", data, "--config", config, "--registry-listen", free(), "--gatekeeper", given},
@@ -124,4 +126,22 @@ func statusOf(t *testing.T, url, token string) int {
 	}
 	defer resp.Body.Close()
 	return resp.StatusCode
+}
+
+// diary is written by the services and by the command, as a process's stderr is.
+type diary struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (d *diary) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.Write(p)
+}
+
+func (d *diary) String() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.String()
 }
