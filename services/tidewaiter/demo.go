@@ -214,7 +214,7 @@ func (d *demo) tell(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := d.deploy(ctx, clean, stranger); err != nil {
+	if err := d.deploy(ctx, f, clean, stranger); err != nil {
 		return err
 	}
 	if err := d.tellNews(ctx, f, clean); err != nil {
@@ -222,10 +222,10 @@ func (d *demo) tell(ctx context.Context) (err error) {
 	}
 
 	d.n.chapter("The fleet so far")
-	if err := d.fleet(ctx, 3); err != nil {
+	if err := d.fleet(ctx, 4); err != nil {
 		return err
 	}
-	return d.all.StartService("intake") // and the stranger is no longer one
+	return d.all.StartService("intake")
 }
 
 // tellOwn is the story of an image of the user's.
@@ -344,8 +344,9 @@ func (d *demo) stranger(ctx context.Context, images []sample.Image) (sample.Push
 	return p, d.verify(ctx, p.Ref, statement.ErrNoStatement)
 }
 
-// deploy asks gatekeeper for a Pod with each of the three images.
-func (d *demo) deploy(ctx context.Context, clean, stranger sample.Pushed) error {
+// deploy asks gatekeeper for a Pod with each of the three images. It has the one
+// that nobody told of scanned, and then lets it in.
+func (d *demo) deploy(ctx context.Context, f *follower, clean, stranger sample.Pushed) error {
 	d.n.chapter("Three Pods are created; the cluster asks gatekeeper")
 	c, err := newCluster(d.all.GatekeeperDir(), d.gatekeeper, d.all.Token)
 	if err != nil {
@@ -358,7 +359,14 @@ func (d *demo) deploy(ctx context.Context, clean, stranger sample.Pushed) error 
 	if err := d.pod(ctx, c, d.first.Ref, false); err != nil {
 		return err
 	}
-	return d.pod(ctx, c, stranger.Ref, false)
+	if err := d.pod(ctx, c, stranger.Ref, false); err != nil {
+		return err
+	}
+	d.n.chapter("Gatekeeper has asked for a scan of what nobody had told of")
+	if err := f.awaitAttested(ctx, stranger); err != nil {
+		return err
+	}
+	return d.awaitPod(ctx, stranger, true)
 }
 
 // tellNews has an advisory arrive and waits for what follows from it: a new
@@ -384,7 +392,7 @@ func (d *demo) tellNews(ctx context.Context, f *follower, clean sample.Pushed) e
 	if err := d.verify(ctx, clean.Ref, statement.ErrVerdict); err != nil {
 		return err
 	}
-	if err := d.refused(ctx, clean); err != nil {
+	if err := d.awaitPod(ctx, clean, false); err != nil {
 		return err
 	}
 	if n := f.layerRequests() - read; n != 0 {
@@ -394,20 +402,20 @@ func (d *demo) tellNews(ctx context.Context, f *follower, clean sample.Pushed) e
 	return nil
 }
 
-// refused waits until gatekeeper, which is told by an event, refuses a Pod.
-func (d *demo) refused(ctx context.Context, p sample.Pushed) error {
+// awaitPod waits until gatekeeper, which is told by an event, answers so about a Pod.
+func (d *demo) awaitPod(ctx context.Context, p sample.Pushed, allowed bool) error {
 	for {
 		a, err := d.cluster.create(ctx, p.Ref)
 		if err != nil {
 			return err
 		}
-		if !a.Allowed {
+		if a.Allowed == allowed {
 			d.n.admitted(p.Ref, a)
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("gatekeeper still admits %s: %w", p.Ref.Repository, ctx.Err())
+			return fmt.Errorf("a Pod with %s: admitted %t, want %t: %w", p.Ref.Repository, a.Allowed, allowed, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
