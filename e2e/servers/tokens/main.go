@@ -115,7 +115,7 @@ func (t *tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	name, password, _ := r.BasicAuth()
 	known, err := t.read()
 	if err != nil {
-		slog.Error("users cannot be read", slog.Any("error", err))
+		slog.ErrorContext(r.Context(), "users cannot be read", slog.Any("error", err))
 		http.Error(w, "no users", http.StatusServiceUnavailable)
 		return
 	}
@@ -131,7 +131,7 @@ func (t *tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	token, err := t.issue(name, granted(u, r.URL.Query()["scope"]), time.Now())
 	if err != nil {
-		slog.Error("a token cannot be signed", slog.Any("error", err))
+		slog.ErrorContext(r.Context(), "a token cannot be signed", slog.Any("error", err))
 		http.Error(w, "no token", http.StatusInternalServerError)
 		return
 	}
