@@ -47,6 +47,26 @@ func (e *Env) Section(into any) error { return e.cfg.CheckSection(e.Service, int
 // Shared is Section for a section that several services read, for example "sources".
 func (e *Env) Shared(section string, into any) error { return e.cfg.CheckSection(section, into) }
 
+// errStarting is why a process is not ready whose service has not said Started.
+var errStarting = errors.New("it is starting")
+
+func (e *Env) starting() { e.Health.Set(e.Service, errStarting) }
+
+// Started says that the service does from now on what it is there for, and that
+// whoever asks it something is answered.
+func (e *Env) Started() { e.Health.Set(e.Service, nil) }
+
+// Listening returns what Serve calls when it listens: Started, and then ready if
+// it is not nil.
+func (e *Env) Listening(ready func(addr string)) func(addr string) {
+	return func(addr string) {
+		e.Started()
+		if ready != nil {
+			ready(addr)
+		}
+	}
+}
+
 // Bus returns the service's connection to Kafka.
 func (e *Env) Bus() (*bus.Bus, error) {
 	e.mu.Lock()

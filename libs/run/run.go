@@ -104,8 +104,9 @@ func All(ctx context.Context, cfg *Config, log *slog.Logger, services ...Named) 
 		})
 	}
 	for _, s := range services {
+		env := cfg.Env(s.Name, log.With("service", s.Name), metrics, health)
+		env.starting()
 		group.Go(func() error {
-			env := cfg.Env(s.Name, log.With("service", s.Name), metrics, health)
 			if err := errors.Join(Ended(ctx, s.Run(ctx, env)), env.Close()); err != nil {
 				return fmt.Errorf("service %s: %w", s.Name, err)
 			}

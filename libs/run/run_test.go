@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -272,6 +273,47 @@ func TestHealthListsWhatDoesNotWork(t *testing.T) {
 	h.Check("c", func() error { return errors.New("away") })
 	if code, body := ask(); code != http.StatusServiceUnavailable || body != "b: gone\nc: away\n" {
 		t.Errorf("not ready: %d %q", code, body)
+	}
+}
+
+// A process is ready when each of its services has said that it has started.
+func TestReadyWhenAllHaveStarted(t *testing.T) {
+	c, err := Parse("", []byte("http: {listen: 127.0.0.1:0}\n"), env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	begin, begun := make(chan struct{}), make(chan *Health)
+	service := func(ctx context.Context, e *Env) error {
+		begun <- e.Health
+		<-begin
+		e.Listening(nil)("address")
+		begun <- e.Health
+		<-ctx.Done()
+		return nil
+	}
+	ended := make(chan error)
+	go func() {
+		ended <- All(ctx, c, slog.New(slog.DiscardHandler), Named{"planner", service}, Named{"matcher", service})
+	}()
+	<-begun
+	health := <-begun
+	if got := health.Problems(); !slices.Equal(got, []string{"matcher: it is starting", "planner: it is starting"}) {
+		t.Errorf("problems %v, want both starting", got)
+	}
+	begin <- struct{}{}
+	<-begun
+	if got := health.Problems(); len(got) != 1 {
+		t.Errorf("problems %v, want one starting", got)
+	}
+	begin <- struct{}{}
+	<-begun
+	if got := health.Problems(); len(got) > 0 {
+		t.Errorf("problems %v, want none", got)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -489,6 +489,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	if err := b.EnsureTopics(ctx, contracts.AdvisoriesChangedV1); err != nil {
 		return fmt.Errorf("advisor: %w", err)
 	}
+	env.Started()
 	tick := time.NewTicker(cfg.Poll)
 	defer tick.Stop()
 	problem := ""

@@ -230,6 +230,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	if concurrency == 0 {
 		concurrency = 2 * cfg.Workers // while one layer is looked up, another is read
 	}
+	env.Started()
 	err = b.Consume(ctx, bus.Subscription{
 		Events: []string{contracts.LayerRequestedV1}, Handler: s.Handle, OnDead: s.Dead, Concurrency: concurrency,
 	})

@@ -135,6 +135,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	if err := b.EnsureTopics(ctx, append(produces, Consumes()...)...); err != nil {
 		return fmt.Errorf("create topics of %s: %w", Name, err)
 	}
+	env.Started()
 	if err := b.Consume(ctx, bus.Subscription{Events: Consumes(), Handler: s.Handle, OnDead: dead}); err != nil {
 		return fmt.Errorf("consume as %s: %w", Name, err)
 	}

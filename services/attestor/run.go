@@ -51,6 +51,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	}
 	env.Log.InfoContext(ctx, "signing", slog.String("signer", signer.ID()), slog.String("policy", rules.Digest()), slog.Duration("validity", cfg.Validity))
 	a := New(cfg, Deps{DB: db, Registry: registries, Locks: locks, Signer: signer, Policy: rules, Log: env.Log})
+	env.Started()
 	err = b.Consume(ctx, bus.Subscription{Events: []string{contracts.ImageMatchedV1}, Handler: a.Handle, OnDead: a.OnDead})
 	if err != nil {
 		return fmt.Errorf("consume as %s: %w", Name, err)

@@ -166,11 +166,13 @@ func Run(ctx context.Context, env *run.Env) error {
 		return b.Consume(ctx, bus.Subscription{Events: Consumes(), Handler: s.Handle, Batch: s.Batch, BatchSize: batchSize})
 	})
 	group.Go(func() error { return s.watch(ctx) })
-	if cfg.Listen != "" {
+	if cfg.Listen == "" {
+		env.Started()
+	} else {
 		group.Go(func() error {
-			return env.Serve(ctx, cfg.Listen, s.API(s.tokens), func(addr string) {
+			return env.Serve(ctx, cfg.Listen, s.API(s.tokens), env.Listening(func(addr string) {
 				env.Log.InfoContext(ctx, "catalog API is listening", "address", addr)
-			})
+			}))
 		})
 	}
 	if err := group.Wait(); err != nil {

@@ -76,7 +76,7 @@ func Listening(ready func(addr string)) run.Service {
 		defer g.Close()
 		// Reviews are answered without Kafka too: nobody could deploy what mends it.
 		background.Go(func() { g.withKafka(ctx, b) })
-		return serve(ctx, env.Log, cfg.Listen, serverTLS(certificate, who), g.Handler(), ready)
+		return serve(ctx, env.Log, cfg.Listen, serverTLS(certificate, who), g.Handler(), env.Listening(ready))
 	}
 }
 

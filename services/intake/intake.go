@@ -209,7 +209,7 @@ func Listening(ready func(addr string)) run.Service {
 		pulling, stopPulls := context.WithCancel(ctx)
 		p := pulls{s: s, note: env.Health.Note}
 		p.start(pulling)
-		err = env.Serve(ctx, cfg.Listen, s.Handler(), ready)
+		err = env.Serve(ctx, cfg.Listen, s.Handler(), env.Listening(ready))
 		stopPulls()
 		p.done.Wait()
 		for _, src := range s.sources {

@@ -295,6 +295,7 @@ func Run(ctx context.Context, env *run.Env) error {
 		s.holder.watch(watch, cfg.Reload, cfg.Poll, env.Log)
 	}()
 	defer func() { stop(); <-watched }()
+	env.Started()
 	if err := b.Consume(ctx, bus.Subscription{Events: consumed, Handler: s.Handle, OnDead: s.dead, Concurrency: cfg.Concurrency}); err != nil {
 		return fmt.Errorf("matcher: %w", err)
 	}

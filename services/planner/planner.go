@@ -424,6 +424,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	if err := b.EnsureTopics(ctx, slices.Concat(consumes, produces)...); err != nil {
 		return fmt.Errorf("create topics: %w", err)
 	}
+	env.Started()
 	return b.Consume(ctx, bus.Subscription{
 		Events: consumes, Handler: p.Handle, OnDead: p.Dead, Concurrency: cfg.Concurrency,
 	})

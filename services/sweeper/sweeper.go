@@ -309,8 +309,10 @@ func Run(ctx context.Context, env *run.Env) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	if cfg.Listen != "" {
-		group.Go(func() error { return env.Serve(ctx, cfg.Listen, s.API(), nil) })
+	if cfg.Listen == "" {
+		env.Started()
+	} else {
+		group.Go(func() error { return env.Serve(ctx, cfg.Listen, s.API(), env.Listening(nil)) })
 	}
 	group.Go(func() error { return s.Sweep(ctx) })
 	return group.Wait()

@@ -50,6 +50,7 @@ func Run(ctx context.Context, env *run.Env) error {
 	}
 	env.Log.InfoContext(ctx, "ticketing", slog.Int("trackers", len(trackers)), slog.Int("webhooks", len(webhooks)), slog.Int("rules", len(cfg.Rules)))
 	s := New(cfg, Deps{DB: db, Trackers: trackers, Webhooks: webhooks, Log: env.Log})
+	env.Started()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		s.recheckForever(ctx)
