@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -90,6 +91,7 @@ type installation struct {
 	front   *front
 
 	credentials *ownCredentials // of each service; nil: nobody wants any
+	addressed   map[string]bool // addresses that were given to processes
 }
 
 // process is one replica of a service.
@@ -123,7 +125,7 @@ func install(t *testing.T, l layout) *installation {
 	name := fmt.Sprintf("t%d", time.Now().UnixNano())
 	s.kafka.Prefix = name + "."
 	t.Setenv(storetest.Env, os.Getenv("SERVERS_POSTGRES_URL"))
-	i := &installation{servers: s, name: name, dir: dir, bin: cmp.Or(l.bin, program(t))}
+	i := &installation{servers: s, name: name, dir: dir, bin: cmp.Or(l.bin, program(t)), addressed: map[string]bool{}}
 
 	token, err := os.ReadFile(os.Getenv("SERVERS_API_TOKEN_FILE"))
 	if err != nil {
@@ -197,13 +199,7 @@ func install(t *testing.T, l layout) *installation {
 func (i *installation) newProcess(t *testing.T, service string, number int, common *run.Config) *process {
 	t.Helper()
 	p := &process{service: service, number: number}
-	var err error
-	if p.monitor, err = allinone.FreeAddress(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if p.listen, err = allinone.FreeAddress(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	p.monitor, p.listen = i.address(t), i.address(t)
 	file := map[string]any{"http": map[string]any{"listen": p.monitor}}
 	for _, name := range append([]string{"log", "kafka", "redis", "database", "sources"}, run.Services()...) {
 		own := common.Fill(name, map[string]any{})
@@ -242,6 +238,27 @@ func (i *installation) newProcess(t *testing.T, service string, number int, comm
 		t.Fatal(err)
 	}
 	return p
+}
+
+// address chooses where a process will listen: each is given once, and its port
+// is none that systems give to clients, or servers.sh to servers.
+func (i *installation) address(t *testing.T) string {
+	t.Helper()
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(8000))
+		if i.addressed[address] {
+			continue
+		}
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		_ = l.Close()
+		i.addressed[address] = true
+		return address
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 // folder is one that only this process uses.
