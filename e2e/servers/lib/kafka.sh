@@ -116,7 +116,7 @@ kafka_format() { # N
   (
     umask 077
     {
-      echo "kafka.tools.StorageTool format --cluster-id $(cat "$dir/kafka.cluster") --config $node/server.properties"
+      echo "kafka.tools.StorageTool format --cluster-id=$(cat "$dir/kafka.cluster") --config $node/server.properties"
       if ((AUTH)); then
         for user in broker admin tidewaiter; do
           echo "--add-scram SCRAM-SHA-512=[name=$user,password=$(cat "$(secret "kafka.$user")")]"
