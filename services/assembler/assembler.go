@@ -297,15 +297,8 @@ func dead(in event.Event, reason error) []event.Event {
 		return nil
 	}
 	d, err := bus.Decode[contracts.ImagePlanned](in)
-	if err != nil || d.Image.Validate() != nil {
+	if err != nil {
 		return nil // nobody's event
 	}
-	out, err := bus.NewEvent(contracts.ImageFailedV1, d.Image.String(), contracts.ImageFailed{
-		Registry: d.Image.Registry, Repository: d.Image.Repository, Tag: d.Tag, Digest: d.Image.Digest, Stage: Name, Message: reason.Error(),
-	})
-	if err != nil {
-		return nil
-	}
-	bus.Key(&out, d.Image.Digest)
-	return []event.Event{out}
+	return bus.GivenUp(Name, d.Image, d.Tag, reason)
 }

@@ -203,18 +203,10 @@ func (a *Attestor) handle(ctx context.Context, in event.Event, m contracts.Image
 // OnDead says that an image got no statement.
 func (a *Attestor) OnDead(in event.Event, reason error) []event.Event {
 	m, err := bus.Decode[contracts.ImageMatched](in)
-	if err != nil || m.Image.Validate() != nil {
+	if err != nil {
 		return nil // nobody can say which image
 	}
-	ev, err := bus.NewEvent(contracts.ImageFailedV1, m.Image.String(), contracts.ImageFailed{
-		Registry: m.Image.Registry, Repository: m.Image.Repository, Tag: m.Tag, Digest: m.Image.Digest,
-		Stage: Name, Message: reason.Error(),
-	})
-	if err != nil {
-		return nil // the data is plain strings
-	}
-	bus.Key(&ev, m.Image.Digest)
-	return []event.Event{ev}
+	return bus.GivenUp(Name, m.Image, m.Tag, reason)
 }
 
 // check loads the report and returns it if the event says the same, and if the

@@ -240,17 +240,10 @@ func outage(err error) error {
 // dead says of an image whose event went to the dead letters that it has come to its end.
 func (s *Service) dead(in event.Event, reason error) []event.Event {
 	j, err := decode(in)
-	if err != nil || j.image.Validate() != nil {
+	if err != nil {
 		return nil // nobody's event
 	}
-	out, err := bus.NewEvent(contracts.ImageFailedV1, j.image.String(), contracts.ImageFailed{
-		Registry: j.image.Registry, Repository: j.image.Repository, Tag: j.tag, Digest: j.image.Digest, Stage: Name, Message: reason.Error(),
-	})
-	if err != nil {
-		return nil
-	}
-	bus.Key(&out, j.image.Digest)
-	return []event.Event{out}
+	return bus.GivenUp(Name, j.image, j.tag, reason)
 }
 
 // Run is a run.Service.
