@@ -1,25 +1,22 @@
 package gatekeeper
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
-)
 
-// maxTokens are valid at once: the present one and the one that replaces it.
-const maxTokens = 2
+	"github.com/tidewaiter/tidewaiter/libs/credential"
+)
 
 // caller says whether a request comes from somebody who may ask.
 type caller struct {
-	tokens *files[[][sha256.Size]byte] // bearer tokens; nil: none are asked for
-	cas    *files[*x509.CertPool]      // client authorities, checked in the TLS handshake; nil: none are asked for
-	names  []string                    // common names that may call; empty: all
+	tokens *files[[]string]       // bearer tokens; nil: none are asked for
+	cas    *files[*x509.CertPool] // client authorities, checked in the TLS handshake; nil: none are asked for
+	names  []string               // common names that may call; empty: all
 }
 
 func newCaller(a Auth, log *slog.Logger) (*caller, error) {
@@ -34,17 +31,12 @@ func newCaller(a Auth, log *slog.Logger) (*caller, error) {
 	return c, err
 }
 
-func parseTokens(contents [][]byte) ([][sha256.Size]byte, error) {
-	var out [][sha256.Size]byte
-	for line := range bytes.Lines(contents[0]) {
-		if line = bytes.TrimSpace(line); len(line) > 0 {
-			out = append(out, sha256.Sum256(line)) // equal lengths, so that none shows
-		}
+func parseTokens(contents [][]byte) ([]string, error) {
+	tokens, err := credential.Lines(string(contents[0]))
+	if err != nil {
+		return nil, fmt.Errorf("the token file: %w", err)
 	}
-	if len(out) == 0 || len(out) > maxTokens {
-		return nil, errors.New("the token file must hold one token, or two, one a line")
-	}
-	return out, nil
+	return tokens, nil
 }
 
 func parsePool(contents [][]byte) (*x509.CertPool, error) {
@@ -69,10 +61,5 @@ func (c *caller) may(r *http.Request) bool {
 		return true
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	got := sha256.Sum256([]byte(strings.TrimSpace(token)))
-	match := 0
-	for _, want := range c.tokens.get() {
-		match |= subtle.ConstantTimeCompare(got[:], want[:])
-	}
-	return strings.EqualFold(scheme, "Bearer") && match == 1
+	return credential.Bearer(scheme+" "+strings.TrimSpace(token), c.tokens.get())
 }
