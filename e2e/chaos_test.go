@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/http/httptest"
 	"os"
@@ -414,18 +413,7 @@ func startCluster(t *testing.T) *cluster {
 			c.servers[name] = value
 		}
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	store, err := embedded.Start(ctx, embedded.Options{Dir: filepath.Join(c.dir, "store")}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		cancel()
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		if err := store.Wait(); err != nil {
-			t.Errorf("stop the store: %v", err)
-		}
-	})
+	store := startStore(t, c.dir)
 	c.store, c.proxy = store, trouble(t, store.RegistryAddress)
 	if err := os.WriteFile(filepath.Join(c.dir, "password"), []byte(store.RegistryPassword), 0o600); err != nil {
 		t.Fatal(err)

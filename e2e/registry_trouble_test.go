@@ -33,11 +33,11 @@ type outside struct {
 	proxies map[string]*troubled
 }
 
-// startOutside starts a pipeline that knows a registry for each label.
-func startOutside(t *testing.T, more string, labels ...string) *outside {
+// startStore starts embedded servers whose registry is one that a pipeline
+// knows, with their data below dir, until the test ends.
+func startStore(t *testing.T, dir string) *embedded.Servers {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	dir := t.TempDir()
 	store, err := embedded.Start(ctx, embedded.Options{Dir: filepath.Join(dir, "store")}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		cancel()
@@ -49,6 +49,14 @@ func startOutside(t *testing.T, more string, labels ...string) *outside {
 			t.Errorf("stop the store: %v", err)
 		}
 	})
+	return store
+}
+
+// startOutside starts a pipeline that knows a registry for each label.
+func startOutside(t *testing.T, more string, labels ...string) *outside {
+	t.Helper()
+	dir := t.TempDir()
+	store := startStore(t, dir)
 	o := &outside{store: store, proxies: map[string]*troubled{}}
 	secret := filepath.Join(dir, "password")
 	if err := os.WriteFile(secret, []byte(store.RegistryPassword), 0o600); err != nil {
